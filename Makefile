@@ -1,0 +1,68 @@
+# make run, make test: everything else is a part of one of them. `make help` lists all.
+
+.DEFAULT_GOAL := help
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(abspath $(VENV))/bin
+READY := $(VENV)/.ready
+# dvc starts `ngf` from PATH. No telemetry, from nobody.
+export PATH := $(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help install run table test test-fast lint format compile kfp-local lock clean
+
+help:  ## show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(READY)  ## create .venv with the locked dependencies
+
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: install  ## run the default grid (dvc repro) and print its results
+	@dvc repro --quiet --keep-going; status=$$?; ngf table; exit $$status
+
+table: install  ## print the results again
+	@ngf table
+
+test: lint test-all compile-check  ## lint, types, all tests
+
+.PHONY: test-all compile-check
+test-all: install
+	python -m pytest -n 2 --dist worksteal
+
+compile-check: compile
+	@git diff --exit-code --stat -- pipelines/compiled
+
+test-fast: install  ## the tests that take seconds
+	python -m pytest -m "not slow"
+
+lint: install  ## style and types
+	ruff check .
+	ruff format --check .
+	mypy
+	hadolint docker/Dockerfile
+
+format: install  ## mend style
+	ruff check --fix-only --quiet .
+	ruff format --quiet .
+
+compile: install  ## write one Kubeflow package a dataset-attack pair
+	python -m pipelines.compile
+
+kfp-local: install  ## run one pair through Kubeflow's local runner
+	python -m pipelines.local
+
+lock:  ## resolve the dependencies anew into requirements.lock
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet -e '.[pipeline,dev]' 'torch==2.13.0' 'torchvision==0.28.0'
+	build/lock/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
+	rm -rf build/lock
+
+clean:  ## delete what the grid wrote
+	rm -rf runs mlruns mlflow.db build

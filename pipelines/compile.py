@@ -1,0 +1,38 @@
+"""Write one Kubeflow package a dataset-attack pair: `python -m pipelines.compile`."""
+
+import argparse
+from pathlib import Path
+
+from ngf import params
+from ngf.errors import InputError
+
+
+def compile_pair(dataset: str, attack: str, numbers: params.Settings, out: Path) -> Path:
+    """Write `out`/ngf-<dataset>-<attack>.yaml; the same numbers give the same bytes."""
+    from kfp import compiler
+
+    from pipelines.purification import build
+
+    for section, name in (("datasets", dataset), ("train", dataset), ("attacks", attack)):
+        if name not in numbers[section]:
+            there = ", ".join(numbers[section])
+            raise InputError(f"params.yaml has no '{section}.{name}': there is {there}")
+    out.mkdir(parents=True, exist_ok=True)
+    package = out / f"ngf-{dataset}-{attack}.yaml"
+    compiler.Compiler().compile(build(dataset, attack, numbers), str(package))
+    return package
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--out", type=Path, default=Path("build/pipelines"))
+    arguments = parser.parse_args()
+    numbers = params.read(arguments.params)
+    for dataset in numbers["grid"]["datasets"]:
+        for attack in numbers["grid"]["attacks"]:
+            print(compile_pair(dataset, attack, numbers, arguments.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Run one pair through Kubeflow's own local runner: `python -m pipelines.local`.
+
+Its metrics.json files must equal those that `dvc repro` wrote, byte for byte; where the grid has
+been run, that is checked.
+"""
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from ngf import params
+
+
+def run_pair(dataset: str, attack: str, numbers: params.Settings, root: Path) -> dict[str, bytes]:
+    """Run the pair's pipeline below `root`, which is emptied. Returns {defense: metrics.json}.
+
+    Raises:
+        RuntimeError: a task failed; KFP's message names it and its traceback is printed above.
+    """
+    import json
+
+    from kfp import local
+
+    from pipelines.purification import build
+
+    shutil.rmtree(root, ignore_errors=True)
+    # The stages are installed here: a task needs no virtual environment of its own.
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
+    build(dataset, attack, numbers)()
+    written = [file.read_bytes() for file in sorted(root.rglob("out/metrics.json"))]
+    return {json.loads(content)["defense"]: content for content in written}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--dataset", default="signs")
+    parser.add_argument("--attack", default="badnets")
+    parser.add_argument("--root", type=Path, default=Path("build/kfp-local"))
+    arguments = parser.parse_args()
+    numbers = params.read(arguments.params)
+    measured = run_pair(arguments.dataset, arguments.attack, numbers, arguments.root)
+    differ = False
+    for defense, content in sorted(measured.items()):
+        twin = Path("runs", arguments.dataset, arguments.attack, defense, "evaluation/metrics.json")
+        if not twin.exists():
+            print(f"{defense}: measured; dvc has no {twin} to compare with")
+            continue
+        same = twin.read_bytes() == content
+        differ |= not same
+        print(f"{defense}: metrics.json {'equals' if same else 'DIFFERS FROM'} {twin}")
+    sys.exit(1 if differ else 0)
+
+
+if __name__ == "__main__":
+    main()

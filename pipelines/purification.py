@@ -1,0 +1,105 @@
+"""The DAG of ONE dataset-attack pair. The same graph as dvc.yaml: tests/test_graphs.py proves it.
+
+    prepare ─┬─> reference ────────────────────────────────┐
+             ├─> poison ─> victim ─┬─> purify (a defense) ─┴─> evaluate ─> promote
+             └─> clean ────────────┘
+
+Sections of params.yaml become run parameters, so that Kubeflow's UI shows every number.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kfp import dsl, kubernetes
+
+from components.evaluate import evaluate
+from components.poison import poison
+from components.prepare import prepare
+from components.promote import promote
+from components.purify import purify
+from components.train import train_reference, train_victim
+
+MLFLOW_SECRET = "ngf-mlflow"
+MLFLOW_ENVIRONMENT = {
+    "tracking-uri": "MLFLOW_TRACKING_URI",
+    "username": "MLFLOW_TRACKING_USERNAME",
+    "password": "MLFLOW_TRACKING_PASSWORD",
+}
+
+
+def build(dataset: str, attack: str, numbers: Mapping[str, Any]) -> Any:
+    """The pipeline of one pair, with the numbers of params.yaml as defaults."""
+    grid, cluster = numbers["grid"], numbers["cluster"]
+
+    @dsl.pipeline(
+        name=f"ngf-{dataset}-{attack}".replace("_", "-"),
+        display_name=f"Purify {dataset} from {attack}",
+        description=f"Train a {attack} victim on {dataset}, purify it, measure and promote it.",
+    )
+    def purification(
+        protocol: dict = numbers["prepare"],
+        source: dict = numbers["datasets"][dataset],
+        recipe: dict = numbers["train"][dataset],
+        attack_options: dict = numbers["attacks"][attack],
+        thresholds: dict = numbers["evaluate"],
+        gate: dict = numbers["promote"],
+    ):
+        def placed(task: dsl.PipelineTask, name: str, *, gpu: bool = False) -> Any:
+            return _place(task.set_display_name(name), cluster, gpu).outputs
+
+        data = placed(prepare(dataset=dataset, protocol=protocol, source=source), "prepare")
+        reference = placed(
+            train_reference(dataset=dataset, train=data["train"], recipe=recipe),
+            "reference",
+            gpu=True,
+        )
+        poisoned = placed(
+            poison(train=data["train"], attack=attack, options=attack_options), "poison"
+        )
+        victim = placed(
+            train_victim(
+                dataset=dataset, train=data["train"], poison=poisoned["out"], recipe=recipe
+            ),
+            "victim",
+            gpu=True,
+        )
+        for defense in grid["defenses"]:
+            purified = placed(
+                purify(
+                    model=victim["out"],
+                    clean=data["clean"],
+                    defense=defense,
+                    options=numbers["defenses"][defense],
+                ),
+                f"purify {defense}",
+                gpu=True,
+            )
+            measured = placed(
+                evaluate(
+                    model=purified["out"],
+                    victim=victim["out"],
+                    reference=reference["out"],
+                    trigger=victim["trigger"],
+                    test=data["test"],
+                    thresholds=thresholds,
+                ),
+                f"evaluate {defense}",
+            )
+            if defense in grid["promote"]:
+                task = promote(model=purified["out"], evaluation=measured["out"], gate=gate)
+                task.set_caching_options(False)  # the registry may have changed since
+                placed(task, f"promote {defense}")
+
+    return purification
+
+
+def _place(task: dsl.PipelineTask, cluster: Mapping[str, Any], gpu: bool) -> dsl.PipelineTask:
+    """Resources of a task, its GPU where it wants one and the cluster has any, and MLflow's secret."""
+    task.set_cpu_request(cluster["cpu"]).set_memory_request(cluster["memory"])
+    if gpu and cluster["accelerator"]:
+        task.set_accelerator_type(cluster["accelerator"]).set_accelerator_limit(1)
+        kubernetes.add_toleration(
+            task, key=cluster["accelerator"], operator="Exists", effect="NoSchedule"
+        )
+    kubernetes.use_secret_as_env(task, MLFLOW_SECRET, MLFLOW_ENVIRONMENT, optional=True)
+    return task

@@ -1,0 +1,40 @@
+"""Data sets. A plug-in has one function, `load(*, <options>) -> Source`.
+
+`prepare` carves the defender's clean split out of the training images that `load` returns.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as its plug-in found it. x: uint8 [N, H, W, 3] RGB; y: int64 [N].
+
+    flip: whether a mirrored image keeps its class.
+    """
+
+    x_train_NHWC: np.ndarray
+    y_train_N: np.ndarray
+    x_test_NHWC: np.ndarray
+    y_test_N: np.ndarray
+    classes: tuple[str, ...]
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class Split:
+    """One prepared split. x: uint8 [N, H, W, 3], memory-mapped; y: int64 [N].
+
+    mean, std: of the train split's pixels in [0, 1], one number a channel.
+    flip: whether a mirrored image keeps its class.
+    """
+
+    x_NHWC: np.ndarray
+    y_N: np.ndarray
+    dataset: str
+    classes: tuple[str, ...]
+    mean: list[float]
+    std: list[float]
+    flip: bool

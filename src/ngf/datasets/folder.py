@@ -1,0 +1,90 @@
+"""Any ImageFolder tree: one folder a class, image files inside.
+
+Either `root`/train/<class>/ and `root`/test/<class>/ (val/ is taken for test/), or
+`root`/<class>/, of which `test_fraction` of each class becomes the test split.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from ngf.datasets import Source
+from ngf.errors import InputError
+from ngf.params import within
+from ngf.split import stratified
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
+
+
+def load(*, root: str, image_size: int, flip: bool, test_fraction: float, seed: int) -> Source:
+    """Read the tree; every image is made RGB and resized to `image_size` squared (bilinear).
+
+    Args:
+        flip: whether a mirrored image keeps its class. test_fraction: of each class, where the
+            tree has no test/ of its own.
+    """
+    top = Path(root)
+    if not top.is_dir():
+        raise InputError(f"no folder {top}")
+    train = top / "train"
+    if not train.is_dir():
+        return _split(top, image_size, flip, test_fraction, seed)
+    tests = [top / name for name in ("test", "val") if (top / name).is_dir()]
+    if not tests:
+        raise InputError(f"{top} has train/ but neither test/ nor val/")
+    classes = _classes(train)
+    if _classes(tests[0]) != classes:
+        odd = set(classes) ^ set(_classes(tests[0]))
+        raise InputError(
+            f"{train} has {len(classes)} classes and {tests[0]} {len(_classes(tests[0]))}: "
+            f"they differ in {', '.join(sorted(odd)[:5])}"
+        )
+    return Source(
+        *_read(train, classes, image_size), *_read(tests[0], classes, image_size), classes, flip
+    )
+
+
+def _split(top: Path, image_size: int, flip: bool, test_fraction: float, seed: int) -> Source:
+    within("test_fraction", test_fraction, 0.01, 0.9)
+    classes = _classes(top)
+    x_NHWC, y_N = _read(top, classes, image_size)
+    test_M = stratified(y_N, test_fraction, classes, seed)
+    train = np.ones(len(y_N), bool)
+    train[test_M] = False
+    return Source(x_NHWC[train], y_N[train], x_NHWC[test_M], y_N[test_M], classes, flip)
+
+
+def _classes(top: Path) -> tuple[str, ...]:
+    found = tuple(sorted(entry.name for entry in top.iterdir() if entry.is_dir()))
+    if len(found) < 2:
+        raise InputError(f"{top} must hold one folder a class, at least two; it has {len(found)}")
+    return found
+
+
+def _read(
+    top: Path, classes: tuple[str, ...], image_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images uint8 [N, size, size, 3] and labels int64 [N], in the order of the file names."""
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        inside = sorted(f for f in (top / name).rglob("*") if f.suffix.lower() in SUFFIXES)
+        if not inside:
+            raise InputError(f"class folder {top / name} holds no image")
+        files += inside
+        labels += [label] * len(inside)
+    x_NHWC = np.empty((len(files), image_size, image_size, 3), np.uint8)
+    for row, file in enumerate(files):
+        x_NHWC[row] = _image(file, image_size)
+    return x_NHWC, np.asarray(labels, np.int64)
+
+
+def _image(file: Path, size: int) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            resized = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+            return np.asarray(resized)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow's ways to say: damaged
+        raise InputError(f"cannot read image {file}: {error}") from error

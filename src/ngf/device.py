@@ -1,0 +1,48 @@
+"""Where tensors live and in which precision networks run."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def pick() -> torch.device:
+    """The GPU where there is one, else the CPU: the same command runs on both."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def deterministic(seed: int) -> torch.device:
+    """Seed everything, ask torch for reproducible kernels, and return the device.
+
+    The same seed gives the same bytes on one kind of CPU with one number of threads. On a GPU
+    torch keeps that promise only where a deterministic kernel exists (it warns where not), and
+    two models of GPU differ in any case.
+    """
+    import torch
+
+    torch.manual_seed(seed)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    return pick()
+
+
+def native_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 products are computed in hardware and not emulated."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """bf16 autocast where the processor has it, else full precision."""
+    import torch
+
+    if not native_bf16(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)

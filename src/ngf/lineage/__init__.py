@@ -1,0 +1,172 @@
+"""Lineage by content, in MLflow: only this room knows it.
+
+Each stage run is one MLflow run. It logs its settings and metrics, and the digests of what it read
+and wrote as dataset inputs. Its parent is the run that wrote what it reads, found by digest: no run
+id travels inside an artifact, so the bytes of artifacts stay the same and caches hold.
+
+MLflow takes more than a second to import and can hang on a dead server, so a process of its own
+(`recorder.py`) writes the record beside the stage's work. A stage never fails because of it: what
+could not be recorded is said on standard error. When the stage's process is killed, the recorder
+sees its pipe close and marks the run as killed.
+
+Environment: MLFLOW_TRACKING_URI (default sqlite:///mlflow.db in the working directory),
+MLFLOW_EXPERIMENT_NAME (default ngf) and MLFLOW_RUN_ID (a run that somebody else opened and will
+close) are respected; NGF_LINEAGE=off records nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ngf import store
+
+if TYPE_CHECKING:
+    from ngf.params import Settings
+    from ngf.stages import Outcome
+
+PATIENCE_S = 90.0  # a fresh SQLite database needs ten seconds for its tables
+DEFAULT_URI = "sqlite:///mlflow.db"
+_current: Record | None = None
+
+
+class LineageError(RuntimeError):
+    """MLflow could not do what a stage exists for."""
+
+
+class Record:
+    """A stage run that a process beside this one writes to MLflow."""
+
+    def __init__(self, stage: str, settings: Mapping[str, Settings]) -> None:
+        self._opening = {"stage": stage, "settings": settings, "time_ms": _now_ms()}
+        self._closing: dict[str, Any] = {"status": "FAILED"}
+        self._started = time.perf_counter()
+        self._opened: dict[str, Any] | None = None
+        self._recorder = subprocess.Popen(
+            [sys.executable, "-m", "ngf.lineage.recorder"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # Ctrl-C must not reach it: it has a run to close
+        )
+
+    def open(self, reads: Mapping[str, Path]) -> None:
+        """Send what the stage is about to do; the digests are taken while MLflow is imported."""
+        from ngf.stages import Reads, marks
+
+        marked = marks(self._opening["stage"])
+        self._opening["reads"] = {
+            key: {
+                "path": str(path),
+                "digest": store.digest(path),
+                "parent": isinstance(mark := marked[key], Reads) and mark.parent,
+            }
+            for key, path in reads.items()
+        }
+        self._say(self._opening)
+
+    def run_id(self) -> str:
+        """The MLflow run; waits until it is open. `LineageError` where it cannot be."""
+        if self._opened is None:
+            self._opened = self._hear()
+        if "error" in self._opened:
+            raise LineageError(self._opened["error"])
+        return str(self._opened["run_id"])
+
+    def done(self, outcome: Outcome, writes: Mapping[str, Path]) -> None:
+        """Note what the stage did; sent when the recording ends."""
+        from ngf.stages import Writes, marks
+
+        marked = marks(self._opening["stage"])
+        self._closing = {
+            "status": "FINISHED",
+            "message": outcome.message,
+            "metrics": {**outcome.metrics, "stage_seconds": time.perf_counter() - self._started},
+            "tags": outcome.tags,
+            "wrote": {
+                key: {
+                    "path": str(path),
+                    "digest": store.digest(path),
+                    "attach": isinstance(mark := marked[key], Writes) and mark.attach,
+                }
+                for key, path in writes.items()
+            },
+        }
+
+    def fail(self, status: str, error: BaseException) -> None:
+        self._closing = {"status": status, "message": f"{type(error).__name__}: {error}"}
+
+    def close(self) -> None:
+        """Send the end and wait until it is written; say so on standard error where it is not."""
+        try:
+            self.run_id()
+            self._say({**self._closing, "time_ms": _now_ms()})
+            answer = self._hear()
+            if "error" in answer:
+                raise LineageError(answer["error"])
+        except LineageError as error:
+            uri = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)
+            print(f"warning: this run is not in MLflow ({uri}): {error}", file=sys.stderr)
+        finally:
+            self._recorder.kill()
+            self._recorder.communicate()
+
+    def _say(self, message: dict[str, Any]) -> None:
+        assert self._recorder.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # a dead recorder is found when it is heard
+            self._recorder.stdin.write(json.dumps(message) + "\n")
+            self._recorder.stdin.flush()
+
+    def _hear(self) -> dict[str, Any]:
+        assert self._recorder.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._recorder.stdout, selectors.EVENT_READ)
+            if not selector.select(PATIENCE_S):
+                return {"error": f"no answer within {PATIENCE_S:g} s"}
+        line = self._recorder.stdout.readline()
+        answer: dict[str, Any] = json.loads(line) if line else {"error": "the recorder died"}
+        return answer
+
+
+@contextlib.contextmanager
+def recording(
+    stage: str, settings: Mapping[str, Settings], reads: Mapping[str, Path]
+) -> Iterator[Record | None]:
+    """Record what happens inside the block as one MLflow run; None where recording is off."""
+    global _current
+    if os.environ.get("NGF_LINEAGE") == "off":
+        yield None
+        return
+    record = _current = Record(stage, settings)
+    try:
+        record.open(reads)
+        yield record
+    except KeyboardInterrupt as error:
+        record.fail("KILLED", error)
+        raise
+    except Exception as error:
+        record.fail("FAILED", error)
+        raise
+    finally:
+        _current = None
+        record.close()
+
+
+def current_run_id() -> str:
+    """The MLflow run of the stage that is running; `LineageError` where there is none."""
+    if _current is None:
+        raise LineageError("nothing is recorded here (NGF_LINEAGE=off)")
+    return _current.run_id()
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,156 @@
+"""The process that writes one stage run to MLflow: `python -m ngf.lineage.recorder`.
+
+It reads a JSON line when the stage starts and one when it ends, and answers each with a JSON line:
+{"run_id": ...}, {} or {"error": ...}.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ngf.lineage._client import one_line, prepare_environment
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+WROTE = "ngf.wrote."  # + digest: the tag by which a reader finds the writer
+PARAM_LIMIT = 6000  # characters that MLflow keeps of one parameter
+
+
+class Run:
+    """One MLflow run, from the stage's opening line to its closing line."""
+
+    def __init__(self, client: MlflowClient, opening: dict[str, Any]) -> None:
+        self.client = client
+        given = os.environ.get("MLFLOW_RUN_ID")
+        self.ours = given is None
+        self.run_id = given or self._create(opening)
+        self._log_settings(opening["settings"])
+        self._log_inputs("read", opening["reads"])
+
+    def close(self, closing: dict[str, Any]) -> None:
+        for key, value in closing.get("metrics", {}).items():
+            self.client.log_metric(self.run_id, key, value, timestamp=closing["time_ms"])
+        wrote = closing.get("wrote", {})
+        self._log_inputs("wrote", wrote)
+        tags = {**closing.get("tags", {}), **{WROTE + w["digest"]: k for k, w in wrote.items()}}
+        if "message" in closing:
+            tags["mlflow.note.content"] = closing["message"]
+        for key, value in tags.items():
+            self.client.set_tag(self.run_id, key, value)
+        for key, artifact in wrote.items():
+            if artifact["attach"]:
+                self._attach(key, Path(artifact["path"]))
+        self.end(closing["status"], closing["time_ms"])
+
+    def end(self, status: str, time_ms: int) -> None:
+        if self.ours:
+            self.client.set_terminated(self.run_id, status, end_time=time_ms)
+
+    def _create(self, opening: dict[str, Any]) -> str:
+        experiment_id = self._experiment()
+        tags = {
+            "ngf.stage": opening["stage"],
+            "mlflow.source.type": "LOCAL",
+            "mlflow.source.name": f"ngf {opening['stage']}",
+            "mlflow.user": getpass.getuser(),
+        }
+        if revision := _git_revision():
+            tags["mlflow.source.git.commit"] = revision
+        if parent := self._writer(experiment_id, opening["reads"]):
+            tags["mlflow.parentRunId"] = parent
+        run = self.client.create_run(
+            experiment_id, opening["time_ms"], tags, run_name=opening["stage"]
+        )
+        return str(run.info.run_id)
+
+    def _experiment(self) -> str:
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "ngf")
+        found = self.client.get_experiment_by_name(name)
+        return found.experiment_id if found else self.client.create_experiment(name)
+
+    def _writer(self, experiment_id: str, reads: dict[str, Any]) -> str | None:
+        """The latest run that wrote the parent artifact; its bytes may be older than its path."""
+        for artifact in reversed(list(reads.values())):
+            if artifact["parent"]:
+                found = self.client.search_runs(
+                    [experiment_id],
+                    f"tags.`{WROTE}{artifact['digest']}` != ''",
+                    max_results=1,
+                    order_by=["attributes.start_time DESC"],
+                )
+                if found:
+                    return str(found[0].info.run_id)
+        return None
+
+    def _log_settings(self, settings: dict[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        flat = [
+            Param(f"{section}.{key}", str(value)[:PARAM_LIMIT])
+            for section, values in settings.items()
+            for key, value in values.items()
+        ]
+        self.client.log_batch(self.run_id, params=flat)
+
+    def _log_inputs(self, context: str, artifacts: dict[str, Any]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        self.client.log_inputs(
+            self.run_id,
+            [
+                DatasetInput(
+                    Dataset(key, artifact["digest"], "local", json.dumps({"uri": artifact["path"]})),
+                    [InputTag("mlflow.data.context", context)],
+                )
+                for key, artifact in artifacts.items()
+            ],
+        )
+
+    def _attach(self, key: str, path: Path) -> None:
+        if path.is_dir():
+            self.client.log_artifacts(self.run_id, str(path), key)
+        else:
+            self.client.log_artifact(self.run_id, str(path))
+
+
+def _git_revision() -> str | None:
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or None
+
+
+def _answer(message: dict[str, Any]) -> None:
+    print(json.dumps(message), file=_OUT, flush=True)
+
+
+def main() -> None:
+    prepare_environment()
+    try:
+        from mlflow import MlflowClient
+
+        opening = json.loads(sys.stdin.readline() or "null")
+        if opening is None:
+            return
+        run = Run(MlflowClient(), opening)
+        _answer({"run_id": run.run_id})
+        line = sys.stdin.readline()
+        if not line:  # the stage's process is gone
+            run.end("KILLED", time.time_ns() // 1_000_000)
+            return
+        run.close(json.loads(line))
+        _answer({})
+    except Exception as error:  # whatever MLflow raises, the stage must hear of it
+        _answer({"error": one_line(error)})
+
+
+if __name__ == "__main__":
+    # MLflow and its database print; the answers need a channel of their own.
+    _OUT, sys.stdout = sys.stdout, sys.stderr
+    main()

@@ -1,0 +1,59 @@
+"""The MLflow model registry: one registered model a dataset-attack pair."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from ngf.lineage import LineageError, current_run_id
+from ngf.lineage._client import one_line, prepare_environment
+
+if TYPE_CHECKING:
+    from ngf.models import Classifier
+
+
+def register(
+    model: Classifier,
+    *,
+    name: str,
+    alias: str | None,
+    tags: Mapping[str, str],
+    description: str,
+) -> int:
+    """Register a model in the run of the stage that is running. Returns the version.
+
+    The model is stored as an exported graph (PT2), not as a pickle: images in [0, 1] of any batch
+    size in, logits out, normalisation inside.
+
+    Raises:
+        LineageError: MLflow is not reachable or refused.
+    """
+    prepare_environment()
+    run_id = current_run_id()
+    try:
+        import mlflow
+        import numpy as np
+        import torch
+        from mlflow.models import infer_signature
+
+        # Two images, because an example of one would fix the batch size of the export at one.
+        example_NCHW = np.zeros((2, *model.card["input_CHW"]), np.float32)
+        with torch.inference_mode():
+            logits_NC = model(torch.from_numpy(example_NCHW)).numpy()
+        with mlflow.start_run(run_id=run_id):
+            logged = mlflow.pytorch.log_model(
+                model,
+                name="model",
+                signature=infer_signature(example_NCHW, logits_NC),
+                input_example=example_NCHW,
+                pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
+                metadata={"classes": model.card["classes"]},
+            )
+        client = mlflow.MlflowClient()
+        registered = mlflow.register_model(logged.model_uri, name, tags=dict(tags))
+        client.update_model_version(name, registered.version, description)
+        if alias:
+            client.set_registered_model_alias(name, alias, registered.version)
+        return int(registered.version)
+    except Exception as error:  # MLflow, its HTTP client and its database raise their own kinds
+        raise LineageError(one_line(error)) from error

@@ -1,0 +1,91 @@
+"""ACC, ASR and RA of several models in one pass over the test images.
+
+ACC   share of clean images that get their class.
+ASR   share of triggered images that get the class the attacker wants; images that already have it
+      are left out.
+RA    share of the same triggered images that get their own class.
+
+Each is a fraction in [0, 1] with a 95% Wilson interval (Wilson 1927), n and a value per class. What
+a never-poisoned reference says to the same triggered images is ASR's floor and RA's ceiling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ngf.device import autocast
+from ngf.progress import track
+from ngf.training import pixels
+
+if TYPE_CHECKING:
+    from ngf.attacks import Trigger
+
+BATCH = 512
+Z_95 = 1.959963984540054
+
+
+def wilson(hits: int, n: int) -> tuple[float, float]:
+    """The 95% Wilson score interval of a proportion; (0, 1) where n is 0."""
+    if n == 0:
+        return 0.0, 1.0
+    share, z2n = hits / n, Z_95**2 / n
+    centre = share + z2n / 2
+    half = Z_95 * math.sqrt(share * (1 - share) / n + z2n / (4 * n))
+    return max(0.0, (centre - half) / (1 + z2n)), min(1.0, (centre + half) / (1 + z2n))
+
+
+def proportion(hit_N: Tensor, y_N: Tensor, n_classes: int) -> dict[str, Any] | None:
+    """Value, interval, n and per-class values of boolean `hit_N`; None where N is 0."""
+    if not len(hit_N):
+        return None
+    hits, n = int(hit_N.sum()), len(hit_N)
+    low, high = wilson(hits, n)
+    seen_C = torch.bincount(y_N, minlength=n_classes).tolist()
+    hits_C = torch.bincount(y_N[hit_N], minlength=n_classes).tolist()
+    per_class = [h / s if s else None for h, s in zip(hits_C, seen_C, strict=True)]
+    return {"value": hits / n, "low": low, "high": high, "n": n, "per_class": per_class}
+
+
+@torch.inference_mode()
+def predict(
+    models: Mapping[str, nn.Module], x_NHWC: Tensor, trigger: Trigger | None = None
+) -> dict[str, Tensor]:
+    """Predicted classes [N] of each model for uint8 images, triggered first where asked."""
+    device = x_NHWC.device
+    found: dict[str, list[Tensor]] = {name: [] for name in models}
+    chunks = x_NHWC.split(BATCH)
+    for chunk_NHWC in track(chunks, "measure", len(chunks)):
+        shown_NHWC = chunk_NHWC if trigger is None else trigger.apply(chunk_NHWC)
+        x_NCHW = pixels(shown_NHWC)
+        for name, model in models.items():
+            with autocast(device):
+                found[name].append(model(x_NCHW).argmax(1))
+    return {name: torch.cat(classes) for name, classes in found.items()}
+
+
+def measure(
+    models: Mapping[str, nn.Module], x_NHWC: Tensor, y_N: Tensor, trigger: Trigger, n_classes: int
+) -> dict[str, dict[str, Any]]:
+    """{model: {"acc", "asr", "ra"}} on test images uint8 [N, H, W, 3] with labels int64 [N].
+
+    ASR and RA are None where no image counts, as for the benign row.
+    """
+    wanted_N = trigger.wanted(y_N)
+    counts_N = wanted_N >= 0
+    wanted_M, y_M = wanted_N[counts_N], y_N[counts_N]
+    clean = predict(models, x_NHWC)
+    triggered = predict(models, x_NHWC[counts_N], trigger) if len(y_M) else {}
+    nothing_M = y_M  # the benign row: no image is triggered
+    return {
+        name: {
+            "acc": proportion(clean[name] == y_N, y_N, n_classes),
+            "asr": proportion(triggered.get(name, nothing_M) == wanted_M, y_M, n_classes),
+            "ra": proportion(triggered.get(name, nothing_M) == y_M, y_M, n_classes),
+        }
+        for name in models
+    }

@@ -1,0 +1,67 @@
+"""Networks and the classifier that every stage passes on.
+
+A model plug-in has one function, `build(n_classes, *, <options>) -> torch.nn.Module`, that maps
+normalised images [N, 3, H, W] to logits [N, n_classes] and ends in one `torch.nn.Linear`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ngf import params, plugins
+from ngf.errors import InputError
+
+
+class Classifier(nn.Module):
+    """A network with its normalisation inside.
+
+    Args:
+        net: maps normalised images [N, 3, H, W] to logits [N, C].
+        mean, std: one number a channel, for pixels in [0, 1].
+        card: what rebuilds it: architecture, options, classes, input size, parents.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, net: nn.Module, mean: list[float], std: list[float], card: Mapping[str, Any]
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.card = dict(card)
+        # On the network's own device at construction; they are numbers of the card, not weights.
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Logits [N, C] of images in [0, 1]."""
+        logits_NC: Tensor = self.net((x_NCHW - self.mean) / self.std)
+        return logits_NC
+
+
+def build(
+    card: Mapping[str, Any], mean: list[float], std: list[float], *, where: str = "model"
+) -> Classifier:
+    """A fresh classifier from `card["arch"]`, `card["options"]` and `card["classes"]`."""
+    plugin = plugins.load("models", card["arch"])
+    options = params.options(plugin.build, card["options"], where)
+    net = plugin.build(len(card["classes"]), **options)
+    net.to(memory_format=torch.channels_last)
+    return Classifier(net, mean, std, {**card, "options": options, "mean": mean, "std": std})
+
+
+def head(model: nn.Module) -> nn.Linear:
+    """The classifier layer: the last linear layer in the order of registration."""
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if not linear:
+        raise InputError("the model has no linear layer, so it has no classifier head to tune")
+    return linear[-1]
+
+
+def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
+    """The batch-norm layers that keep running statistics, in the order of registration."""
+    found = (module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+    return [norm for norm in found if norm.track_running_stats]

@@ -1,0 +1,39 @@
+"""What both residual networks share: convolutions, the small-image stem and the four groups."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from ngf.errors import InputError
+
+# Blocks in each of the four groups (He et al. 2016, table 1).
+DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+MakeBlock = Callable[[int, int, int], nn.Module]
+
+
+def conv3x3(inside: int, outside: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False)
+
+
+def small_image_stem(width: int, stride: int) -> nn.Conv2d:
+    """3x3 at stride 1 (the usual CIFAR stem), or 4x4 at stride 2: a quarter of the work."""
+    if stride == 1:
+        return conv3x3(3, width)
+    if stride == 2:
+        return nn.Conv2d(3, width, 4, 2, padding=1, bias=False)
+    raise InputError(f"stem_stride must be 1 or 2, got {stride}")
+
+
+def groups(depth: int, width: int, block: MakeBlock) -> list[nn.Module]:
+    """All residual blocks: width, 2, 4 and 8 times the width; stride 2 between the groups."""
+    if depth not in DEPTHS:
+        raise InputError(f"unknown depth {depth}: there is {', '.join(map(str, DEPTHS))}")
+    blocks: list[nn.Module] = []
+    inside = width
+    for group, count in enumerate(DEPTHS[depth]):
+        outside = width * 2**group
+        for index in range(count):
+            stride = 2 if group > 0 and index == 0 else 1
+            blocks.append(block(inside, outside, stride))
+            inside = outside
+    return blocks

@@ -1,0 +1,43 @@
+"""He et al. 2016, arXiv 1603.05027: residual network with the norms before the convolutions.
+
+Unlike the CIFAR variant that BackdoorBench trains, the last features pass a final norm and ReLU
+before pooling, as in the paper.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from ngf.models._blocks import conv3x3, groups, small_image_stem
+
+
+class PreActBlock(nn.Module):
+    """norm, ReLU, convolution, twice; the shortcut is projected where the shape changes."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(inside)
+        self.conv1 = conv3x3(inside, outside, stride)
+        self.norm2 = nn.BatchNorm2d(outside)
+        self.conv2 = conv3x3(outside, outside)
+        changes = stride != 1 or inside != outside
+        self.shortcut = nn.Conv2d(inside, outside, 1, stride, bias=False) if changes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.norm1(x))
+        kept = x if self.shortcut is None else self.shortcut(h)
+        h = self.conv1(h)
+        return kept + self.conv2(torch.relu(self.norm2(h)))
+
+
+def build(n_classes: int, *, depth: int, width: int, stem_stride: int) -> nn.Module:
+    """PreActResNet of `depth` 18 or 34; `width` channels in the first group (64 in the paper)."""
+    features = 8 * width
+    return nn.Sequential(
+        small_image_stem(width, stem_stride),
+        *groups(depth, width, PreActBlock),
+        nn.BatchNorm2d(features),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(features, n_classes),
+    )

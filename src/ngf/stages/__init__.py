@@ -1,0 +1,117 @@
+"""The stages, and the one way to run them.
+
+A stage is ONE function in a module of its own name: paths in, files out. Its keyword arguments say
+everything: `Annotated[Path, Reads(...)]` is an input artifact, `Annotated[Path, Writes(...)]` an
+output, a plain string a name, and `settings` the sections of params.yaml that its module's
+`SETTINGS` lists. The command line, dvc.yaml, the Kubeflow components and the lineage all follow
+from that signature.
+
+`run` gives every caller the same promises: inputs exist, outputs appear whole or not at all, and
+the run is recorded.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ngf import store
+from ngf.errors import InputError
+from ngf.params import Settings
+
+NAMES = ("prepare", "poison", "train", "purify", "evaluate", "promote")
+
+
+@dataclass(frozen=True)
+class Reads:
+    """An artifact that the stage reads. parent: its writer is the run's parent in the lineage."""
+
+    help: str
+    parent: bool = False
+
+
+@dataclass(frozen=True)
+class Writes:
+    """An artifact that the stage writes. attach: small enough to travel with the MLflow run."""
+
+    help: str
+    attach: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage says when it is done: a line for people, numbers and names for the lineage."""
+
+    message: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"message": self.message, **self.tags, "metrics": self.metrics}
+
+
+Stage = Callable[..., Outcome]
+
+
+def module(name: str) -> Any:
+    return importlib.import_module(f"ngf.stages.{name}")
+
+
+def function(name: str) -> Stage:
+    stage: Stage = getattr(module(name), name)
+    return stage
+
+
+def marks(name: str) -> dict[str, Reads | Writes | str]:
+    """{argument: its mark, or its help where it is a plain name}, without `settings`."""
+    hints = typing.get_type_hints(function(name), include_extras=True)
+    arguments = inspect.signature(function(name)).parameters
+    return {arg: _mark(hints[arg]) for arg in arguments if arg != "settings"}
+
+
+def _mark(hint: Any) -> Reads | Writes | str:
+    _, mark = typing.get_args(hint)
+    assert isinstance(mark, Reads | Writes | str)
+    return mark
+
+
+def sections(name: str, arguments: dict[str, Any]) -> dict[str, str]:
+    """{key in `settings`: dotted path in params.yaml} for these arguments."""
+    return {key: path.format(**arguments) for key, path in module(name).SETTINGS.items()}
+
+
+def run(name: str, *, settings: dict[str, Settings], **arguments: Any) -> Outcome:
+    """Run one stage with its promises kept.
+
+    Raises:
+        InputError: a missing input, an unknown name, a wrong number; nothing is written.
+    """
+    from ngf import lineage
+
+    reads, writes = artifacts(name, arguments, Reads), artifacts(name, arguments, Writes)
+    for key, path in reads.items():
+        if not path.exists():
+            raise InputError(f"{name}: no {key} at {path}")
+    with lineage.recording(name, settings, reads) as record:
+        with store.whole(writes) as partial:
+            given = {**arguments, **reads, **partial}
+            outcome = function(name)(settings=settings, **given)
+        if record:
+            record.done(outcome, writes)
+    return outcome
+
+
+def artifacts(
+    name: str, arguments: Mapping[str, Any], kind: type[Reads] | type[Writes]
+) -> dict[str, Path]:
+    """The artifacts of one kind among the arguments, {argument: path}."""
+    return {
+        key: Path(arguments[key])
+        for key, mark in marks(name).items()
+        if isinstance(mark, kind) and arguments.get(key) is not None
+    }

@@ -1,0 +1,30 @@
+"""poison: the rows of the training split that an attacker rewrites, and the trigger."""
+
+from pathlib import Path
+from typing import Annotated
+
+from ngf.params import Settings
+from ngf.stages import Outcome, Reads, Writes
+
+SETTINGS = {"options": "attacks.{attack}"}
+
+
+def poison(
+    *,
+    train: Annotated[Path, Reads("the training split", parent=True)],
+    attack: Annotated[str, "attack to plant"],
+    out: Annotated[Path, Writes("poisoned rows, as an overlay on train, and the trigger")],
+    settings: dict[str, Settings],
+) -> Outcome:
+    """Plant an attack in the training split; only the poisoned rows are written."""
+    from ngf import params, plugins, store
+
+    split = store.load_split(train)
+    plugin = plugins.load("attacks", attack)
+    options = params.options(plugin.plant, settings["options"], f"attacks.{attack}")
+    planted = plugin.plant(split.x_NHWC, split.y_N, len(split.classes), **options)
+    store.save_poison(out, planted)
+    count, share = len(planted.rows_P), len(planted.rows_P) / len(split.y_N)
+    message = f"{split.dataset} {attack}: {count} of {len(split.y_N)} images ({share:.1%}) poisoned"
+    tags = {"dataset": split.dataset, "attack": attack}
+    return Outcome(message, {"images_poisoned": count, "poison_rate": share}, tags)

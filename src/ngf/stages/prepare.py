@@ -1,0 +1,97 @@
+"""prepare: a data set's images, split into train, clean and test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from ngf.params import Settings
+from ngf.stages import Outcome, Writes
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ngf.datasets import Source
+
+SETTINGS = {"protocol": "prepare", "source": "datasets.{dataset}"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """clean_fraction: the defender's share of the training images, in (0, 1)."""
+
+    clean_fraction: float
+    seed: int
+
+
+def prepare(
+    *,
+    dataset: Annotated[str, "data set to prepare"],
+    train: Annotated[Path, Writes("images the attacker trains on")],
+    clean: Annotated[Path, Writes("the defender's small clean split")],
+    test: Annotated[Path, Writes("images nobody trains on")],
+    settings: dict[str, Settings],
+) -> Outcome:
+    """Split a data set into train, clean and test: disjoint, stratified, fixed by seed."""
+    import numpy as np
+
+    from ngf import params, plugins, store
+    from ngf.datasets import Split
+    from ngf.split import stratified
+
+    protocol = params.parse(Protocol, settings["protocol"], "prepare")
+    plugin = plugins.load("datasets", dataset)
+    options = params.options(plugin.load, settings["source"], f"datasets.{dataset}")
+    source = plugin.load(**options)
+    _check_labels(source, dataset)
+
+    rows = stratified(
+        source.y_train_N, protocol.clean_fraction, source.classes, protocol.seed
+    )
+    kept = np.ones(len(source.y_train_N), bool)
+    kept[rows] = False
+    mean, std = _moments(source.x_train_NHWC[kept])
+    counts = {}
+    for name, path, x_NHWC, y_N in (
+        ("train", train, source.x_train_NHWC[kept], source.y_train_N[kept]),
+        ("clean", clean, source.x_train_NHWC[rows], source.y_train_N[rows]),
+        ("test", test, source.x_test_NHWC, source.y_test_N),
+    ):
+        split = Split(x_NHWC, y_N, dataset, source.classes, mean, std, source.flip)
+        store.save_split(path, split)
+        counts[name] = len(y_N)
+    sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
+    message = f"{dataset}: {len(source.classes)} classes; {sizes}"
+    metrics = {f"images_{name}": float(count) for name, count in counts.items()}
+    return Outcome(message, metrics, {"dataset": dataset})
+
+
+def _check_labels(source: Source, dataset: str) -> None:
+    from ngf.errors import InputError
+
+    for name, y_N in (("train", source.y_train_N), ("test", source.y_test_N)):
+        found = int(y_N.max(initial=-1)) + 1
+        if not 0 < found <= len(source.classes):
+            raise InputError(
+                f"{dataset}: the {name} labels need {found} classes, "
+                f"but {len(source.classes)} are named"
+            )
+
+
+def _moments(x_NHWC: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel for pixels in [0, 1].
+
+    From a histogram a channel: exact, and no float copy of the images.
+    """
+    import numpy as np
+
+    values = np.arange(256) / 255
+    mean, std = [], []
+    for channel in range(x_NHWC.shape[-1]):
+        counts = np.bincount(x_NHWC[..., channel].ravel(), minlength=256)
+        centre = counts @ values / counts.sum()
+        spread = counts @ (values - centre) ** 2 / counts.sum()
+        mean.append(round(float(centre), 6))
+        std.append(round(max(float(spread), 1e-8) ** 0.5, 6))
+    return mean, std

@@ -1,0 +1,109 @@
+"""train: the clean reference, or a victim on poisoned data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from ngf.params import Settings
+from ngf.stages import Outcome, Reads, Writes
+
+if TYPE_CHECKING:
+    from ngf.attacks import Poison
+    from ngf.datasets import Split
+    from ngf.models import Classifier
+    from ngf.training import Batches, Recipe
+
+SETTINGS = {"recipe": "train.{dataset}"}
+
+
+def train(
+    *,
+    dataset: Annotated[str, "data set, which names the training recipe"],
+    train: Annotated[Path, Reads("the training split")],
+    poison: Annotated[
+        Path | None, Reads("an attack's overlay; without it the reference is trained")
+    ] = None,
+    out: Annotated[Path, Writes("the trained model")],
+    trigger: Annotated[Path | None, Writes("the victim's trigger; goes with --poison")] = None,
+    settings: dict[str, Settings],
+) -> Outcome:
+    """Train the clean reference or, with an attack's overlay, a victim."""
+    from ngf import device, params, store
+    from ngf.errors import InputError
+    from ngf.training import Recipe
+
+    if (poison is None) != (trigger is None):
+        raise InputError("train: --poison and --trigger go together: a victim has both")
+    split = store.load_split(train)
+    planted = store.load_poison(poison) if poison else None
+    recipe = params.parse(Recipe, settings["recipe"], f"train.{dataset}")
+    seed = recipe.victim_seed if planted else recipe.reference_seed
+    device.deterministic(seed)
+
+    role, attack = ("victim", planted.trigger.attack) if planted else ("reference", "none")
+    model = _build(split, recipe, attack)
+    losses = _fit(model, _batches(split, planted, recipe, seed), recipe, f"train {role}")
+    store.save_model(out, model, role=role)
+    if planted and trigger:
+        store.save_trigger(trigger, planted.trigger)
+    message = f"{split.dataset} {role} ({attack}): {len(losses)} epochs, loss {losses[-1]:.4f}"
+    tags = {"dataset": split.dataset, "attack": attack, "role": role}
+    return Outcome(message, {"loss": losses[-1]}, tags)
+
+
+def _build(split: Split, recipe: Recipe, attack: str) -> Classifier:
+    from ngf import device, models
+
+    card = {
+        "arch": recipe.arch,
+        "options": recipe.model,
+        "classes": list(split.classes),
+        "input_CHW": [3, *split.x_NHWC.shape[1:3]],
+        "dataset": split.dataset,
+        "attack": attack,
+    }
+    where = f"train.{split.dataset}.model"
+    return models.build(card, split.mean, split.std, where=where).to(device.pick())
+
+
+def _batches(split: Split, planted: Poison | None, recipe: Recipe, seed: int) -> Batches:
+    """The training split on the device as a whole, the poisoned rows laid over it."""
+    import torch
+
+    from ngf import device
+    from ngf.training import Batches
+
+    x_NHWC = torch.tensor(split.x_NHWC, device=device.pick())
+    y_N = torch.tensor(split.y_N, device=device.pick())
+    if planted:
+        rows_P = torch.from_numpy(planted.rows_P).to(x_NHWC.device)
+        x_NHWC[rows_P] = torch.from_numpy(planted.x_PHWC).to(x_NHWC.device)
+        y_N[rows_P] = torch.from_numpy(planted.y_P).to(x_NHWC.device)
+    return Batches(
+        x_NHWC, y_N, size=recipe.batch_size, shift=recipe.shift, flip=split.flip, seed=seed
+    )
+
+
+def _fit(model: Classifier, batches: Batches, recipe: Recipe, what: str) -> list[float]:
+    """Train in place; the mean loss of each epoch."""
+    from ngf import training
+
+    optimizer, schedule = training.one_cycle(
+        model,
+        steps=recipe.epochs * batches.per_epoch,
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
+    losses: list[float] = []
+    training.fit(
+        model,
+        batches,
+        epochs=recipe.epochs,
+        optimizer=optimizer,
+        scheduler=schedule,
+        what=what,
+        on_epoch=lambda _, loss: losses.append(loss),
+    )
+    return losses
