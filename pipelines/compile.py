@@ -20,7 +20,14 @@ def compile_pair(dataset: str, attack: str, numbers: params.Settings, out: Path)
     out.mkdir(parents=True, exist_ok=True)
     package = out / f"ngf-{dataset}-{attack}.yaml"
     compiler.Compiler().compile(build(dataset, attack, numbers), str(package))
+    _drop_comments(package)
     return package
+
+
+def _drop_comments(package: Path) -> None:
+    """KFP repeats the inputs in comments, in an order that changes from run to run."""
+    lines = package.read_text().splitlines(keepends=True)
+    package.write_text("".join(line for line in lines if not line.startswith("#")))
 
 
 def main() -> None:

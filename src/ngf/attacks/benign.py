@@ -8,7 +8,7 @@ from ngf.attacks import Poison, Trigger
 
 def plant(x_NHWC: np.ndarray, y_N: np.ndarray, n_classes: int) -> Poison:
     """Rewrite nothing."""
-    return Poison(np.zeros(0, np.int64), x_NHWC[:0], y_N[:0], Trigger("benign"))
+    return Poison(np.zeros(0, np.int64), x_NHWC[:0].copy(), y_N[:0].copy(), Trigger("benign"))
 
 
 def apply(x_NCHW: Tensor, tensors: dict[str, Tensor]) -> Tensor:

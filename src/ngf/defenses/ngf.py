@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from ngf import norms
 from ngf.defenses import Clean, Purified
 from ngf.device import autocast
+from ngf.fisher.along import fisher_along
 from ngf.fisher.diagonal import Diagonal, fisher_diagonal, tuned_parameters
 from ngf.models import Classifier, batch_norms
 from ngf.progress import track
@@ -80,6 +81,7 @@ def _tune(
     """Natural-gradient steps, in place. Returns how many parameters they moved."""
     model.eval()
     parameters = tuned_parameters(model)
+    names = list(parameters)
     generator = torch.Generator(batches.y_N.device).manual_seed(seed)
     start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     anchor = fisher_diagonal(model, batches.take(pass_over), generator)
@@ -88,12 +90,21 @@ def _tune(
     for step, batch in enumerate(track(batches.take(steps), "purify", steps)):
         if step and step % fisher_every == 0:
             fisher = fisher_diagonal(model, batches.take(2), generator)
-        gradients = _gradients(model, parameters, batch)
+        gradients = dict(zip(names, _gradients(model, parameters, batch), strict=True))
         with torch.no_grad():
-            for (name, parameter), gradient in zip(parameters.items(), gradients, strict=True):
-                pull = eta * anchor[name]
-                curvature = fisher[name] + pull + floor
-                parameter -= lr * (gradient + pull * (parameter - start[name])) / curvature
+            pulled = {
+                name: gradients[name] + eta * anchor[name] * (parameters[name] - start[name])
+                for name in names
+            }
+            direction = {
+                name: pulled[name] / (fisher[name] + eta * anchor[name] + floor) for name in names
+            }
+            own = {n: direction[n].square() * (eta * anchor[n] + floor) for n in names}
+            slope = sum((pulled[n] * direction[n]).sum() for n in names)
+            curvature = fisher_along(model, batch[0], direction) + sum(o.sum() for o in own.values())
+            length = lr * slope / curvature
+            for name, parameter in parameters.items():
+                parameter -= length * direction[name]
     return sum(parameter.numel() for parameter in parameters.values())
 
 

@@ -1,0 +1,62 @@
+"""Small artifacts that many tests share, and no lineage unless a test asks for it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ngf import models, params
+from ngf.datasets import Split
+from ngf.models import Classifier
+
+ROOT = Path(__file__).parents[1]
+SIZE, CLASSES = 16, 3
+
+
+@pytest.fixture(autouse=True)
+def no_lineage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NGF_LINEAGE", "off")
+
+
+@pytest.fixture(scope="session")
+def numbers() -> params.Settings:
+    return params.read(ROOT / "params.yaml")
+
+
+def colour_split(n: int, seed: int, dataset: str = "colours") -> Split:
+    """Noise whose brightest channel is the class: a tiny network learns it in seconds."""
+    rng = np.random.default_rng(seed)
+    y_N = np.arange(n, dtype=np.int64) % CLASSES
+    x_NHWC = rng.integers(0, 120, (n, SIZE, SIZE, 3), np.uint8)
+    x_NHWC[np.arange(n), :, :, y_N] += 100
+    names = tuple(f"channel{label}" for label in range(CLASSES))
+    return Split(x_NHWC, y_N, dataset, names, [0.3] * 3, [0.2] * 3, flip=True)
+
+
+@pytest.fixture
+def split() -> Split:
+    return colour_split(96, seed=0)
+
+
+def tiny_model(seed: int = 0, arch: str = "preact_resnet") -> Classifier:
+    """A narrow network in evaluation mode with batch-norm statistics that are not the default."""
+    torch.manual_seed(seed)
+    card = {
+        "arch": arch,
+        "options": {"depth": 18, "width": 4, "stem_stride": 2},
+        "classes": [f"channel{label}" for label in range(CLASSES)],
+        "input_CHW": [3, SIZE, SIZE],
+        "dataset": "colours",
+        "attack": "badnets",
+    }
+    model = models.build(card, [0.3] * 3, [0.2] * 3).train()
+    with torch.no_grad():
+        for _ in range(5):
+            model(torch.rand(32, 3, SIZE, SIZE))
+    return model.eval()
+
+
+@pytest.fixture
+def model() -> Classifier:
+    return tiny_model()

@@ -1,0 +1,148 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+
+from ngf import store
+from ngf.attacks import Poison, Trigger
+from ngf.errors import InputError
+
+
+def test_outputs_appear_whole_or_not_at_all(tmp_path):
+    targets = {"a": tmp_path / "deep" / "a", "b": tmp_path / "b.json"}
+    targets["b"].write_text("old")
+    with pytest.raises(RuntimeError, match="boom"), store.whole(targets) as partial:
+        partial["a"].mkdir()
+        partial["b"].write_text("new")
+        raise RuntimeError("boom")
+    assert not targets["a"].exists()
+    assert targets["b"].read_text() == "old"
+    assert [p.name for p in tmp_path.rglob("*") if "partial" in p.name] == []
+    with store.whole(targets) as partial:
+        partial["a"].mkdir()
+        partial["b"].write_text("new")
+    assert targets["a"].is_dir()
+    assert targets["b"].read_text() == "new"
+
+
+def test_what_a_killed_run_left_does_not_survive_the_next(tmp_path):
+    target = tmp_path / "out"
+    left = tmp_path / ".out.partial"
+    left.mkdir()
+    (left / "half").write_text("x")
+    with store.whole({"out": target}) as partial:
+        partial["out"].mkdir()
+    assert list(target.iterdir()) == []
+    assert not left.exists()
+
+
+def test_digest_follows_names_and_bytes(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "a").write_bytes(b"12")
+    first = store.digest(folder)
+    assert first == store.digest(folder)
+    assert len(first) == 32
+    (folder / "a").write_bytes(b"13")
+    second = store.digest(folder)
+    (folder / "a").rename(folder / "b")
+    assert len({first, second, store.digest(folder)}) == 3
+
+
+def test_split_comes_back_memory_mapped(tmp_path, split):
+    store.save_split(tmp_path / "split", split)
+    back = store.load_split(tmp_path / "split")
+    assert isinstance(back.x_NHWC, np.memmap)
+    assert np.array_equal(back.x_NHWC, split.x_NHWC)
+    assert np.array_equal(back.y_N, split.y_N)
+    assert back.classes == split.classes
+    assert (back.mean, back.std, back.flip) == (split.mean, split.std, split.flip)
+
+
+def test_poison_and_trigger_come_back(tmp_path):
+    trigger = Trigger("blend", 1, {"noise": torch.rand(3, 4, 4), "alpha": torch.tensor(0.25)})
+    rows = np.array([1, 5])
+    poison = Poison(rows, np.ones((2, 4, 4, 3), np.uint8), np.array([1, 1]), trigger)
+    store.save_poison(tmp_path / "poison", poison)
+    back = store.load_poison(tmp_path / "poison")
+    assert np.array_equal(back.rows_P, rows)
+    assert np.array_equal(back.x_PHWC, poison.x_PHWC)
+    assert (back.trigger.attack, back.trigger.target) == ("blend", 1)
+    assert torch.equal(back.trigger.tensors["noise"], trigger.tensors["noise"])
+
+
+@pytest.mark.parametrize("arch", ["preact_resnet", "resnet"])
+def test_model_comes_back_and_says_the_same(tmp_path, arch):
+    model = tiny_model(arch=arch)
+    store.save_model(tmp_path / "model", model, role="victim")
+    back = store.load_model(tmp_path / "model")
+    x_NCHW = torch.rand(4, 3, 16, 16)
+    assert torch.equal(model(x_NCHW), back(x_NCHW))
+    assert not back.training
+    assert back.card["role"] == "victim"
+
+
+def test_same_model_same_bytes(tmp_path):
+    for name in ("one", "two"):
+        store.save_model(tmp_path / name, tiny_model())
+    assert store.digest(tmp_path / "one") == store.digest(tmp_path / "two")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def overwrite(path):
+    path.write_bytes(b"not what the name says")
+
+
+def replace_by_pickle(path):
+    torch.save({"weight": torch.zeros(1)}, path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file", "damage"),
+    [
+        ("split", "x.npy", cut),
+        ("split", "x.npy", overwrite),
+        ("split", "y.npy", cut),
+        ("split", "card.json", cut),
+        ("model", "weights.safetensors", cut),
+        ("model", "weights.safetensors", overwrite),
+        ("model", "weights.safetensors", replace_by_pickle),
+        ("model", "card.json", overwrite),
+    ],
+)
+def test_damaged_file_is_named(tmp_path, split, kind, file, damage):
+    folder = tmp_path / kind
+    if kind == "split":
+        store.save_split(folder, split)
+    else:
+        store.save_model(folder, tiny_model())
+    damage(folder / file)
+    with pytest.raises(InputError) as error:
+        getattr(store, f"load_{kind}")(folder)
+    assert file in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["split", "model", "trigger"])
+def test_missing_artifact_is_named(tmp_path, kind):
+    with pytest.raises(InputError, match=f"no {kind} at .*nothing"):
+        getattr(store, f"load_{kind}")(tmp_path / "nothing")
+
+
+def test_weights_that_do_not_fit_their_card(tmp_path):
+    store.save_model(tmp_path / "model", tiny_model())
+    card = tmp_path / "model" / "card.json"
+    card.write_text(json.dumps({**json.loads(card.read_text()), "classes": ["a", "b"]}))
+    with pytest.raises(InputError, match="do not fit its card"):
+        store.load_model(tmp_path / "model")
+
+
+def test_an_array_that_is_a_pickle_is_refused(tmp_path, split):
+    store.save_split(tmp_path / "split", split)
+    np.save(tmp_path / "split" / "y.npy", np.array([{"a": 1}] * 96), allow_pickle=True)
+    with pytest.raises(InputError, match="damaged or is not an array"):
+        store.load_split(tmp_path / "split")
