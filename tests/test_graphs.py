@@ -76,9 +76,11 @@ def kfp_graph(dataset, attack, numbers, tmp_path):
     graph = {}
     for key, task in tasks.items():
         inputs = task.get("inputs", {})
-        edges = {
-            arg: source["taskOutputArtifact"] for arg, source in inputs["artifacts"].items()
-        } if "artifacts" in inputs else {}
+        edges = (
+            {arg: source["taskOutputArtifact"] for arg, source in inputs["artifacts"].items()}
+            if "artifacts" in inputs
+            else {}
+        )
         given = {
             arg: defaults[source["componentInputParameter"]]
             if "componentInputParameter" in source

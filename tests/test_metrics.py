@@ -20,7 +20,9 @@ def test_wilson_bounds_solve_their_equation(hits_n):
     assert 0 <= low <= hits / n <= high <= 1 or math.isclose(high, 1)
     for bound in (low, high):
         distance = abs(hits / n - bound)
-        assert distance == pytest.approx(metrics.Z_95 * math.sqrt(bound * (1 - bound) / n), abs=1e-9)
+        assert distance == pytest.approx(
+            metrics.Z_95 * math.sqrt(bound * (1 - bound) / n), abs=1e-9
+        )
 
 
 def test_wilson_of_nothing_says_nothing():

@@ -21,9 +21,7 @@ def test_augmented_images_are_shifts_and_mirrors_of_the_original():
             padded = torch.nn.functional.pad(
                 picture.permute(2, 0, 1).float(), edge, mode="reflect"
             ).permute(1, 2, 0)
-            variants += [
-                padded[r : r + 8, c : c + 8] for r in range(5) for c in range(5)
-            ]
+            variants += [padded[r : r + 8, c : c + 8] for r in range(5) for c in range(5)]
         assert any(torch.equal(variant.byte(), result) for variant in variants)
 
 
@@ -47,7 +45,12 @@ def test_a_pass_shows_every_image_once():
 
 def test_a_small_set_gives_one_small_batch():
     batches = training.Batches(
-        torch.zeros(3, 4, 4, 3, dtype=torch.uint8), torch.arange(3), size=8, shift=0, flip=False, seed=0
+        torch.zeros(3, 4, 4, 3, dtype=torch.uint8),
+        torch.arange(3),
+        size=8,
+        shift=0,
+        flip=False,
+        seed=0,
     )
     assert [len(y) for _, y in batches.take(2)] == [3, 3]
 

@@ -5,9 +5,7 @@ import numpy as np
 from ngf.errors import InputError
 
 
-def stratified(
-    y_N: np.ndarray, fraction: float, classes: tuple[str, ...], seed: int
-) -> np.ndarray:
+def stratified(y_N: np.ndarray, fraction: float, classes: tuple[str, ...], seed: int) -> np.ndarray:
     """Rows (int64, ascending) that hold `fraction` of the images, each class in proportion.
 
     The total is round(fraction N); classes with the largest remainders get the odd ones. A class

@@ -61,9 +61,7 @@ def _classes(top: Path) -> tuple[str, ...]:
     return found
 
 
-def _read(
-    top: Path, classes: tuple[str, ...], image_size: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _read(top: Path, classes: tuple[str, ...], image_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N, size, size, 3] and labels int64 [N], in the order of the file names."""
     files: list[Path] = []
     labels: list[int] = []

@@ -107,7 +107,9 @@ class Run:
             self.run_id,
             [
                 DatasetInput(
-                    Dataset(key, artifact["digest"], "local", json.dumps({"uri": artifact["path"]})),
+                    Dataset(
+                        key, artifact["digest"], "local", json.dumps({"uri": artifact["path"]})
+                    ),
                     [InputTag("mlflow.data.context", context)],
                 )
                 for key, artifact in artifacts.items()

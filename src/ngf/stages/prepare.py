@@ -46,9 +46,7 @@ def prepare(
     source = plugin.load(**options)
     _check_labels(source, dataset)
 
-    rows = stratified(
-        source.y_train_N, protocol.clean_fraction, source.classes, protocol.seed
-    )
+    rows = stratified(source.y_train_N, protocol.clean_fraction, source.classes, protocol.seed)
     kept = np.ones(len(source.y_train_N), bool)
     kept[rows] = False
     mean, std = _moments(source.x_train_NHWC[kept])
