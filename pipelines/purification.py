@@ -94,7 +94,7 @@ def build(dataset: str, attack: str, numbers: Mapping[str, Any]) -> Any:
 
 
 def _place(task: dsl.PipelineTask, cluster: Mapping[str, Any], gpu: bool) -> dsl.PipelineTask:
-    """Resources of a task, its GPU where it wants one and the cluster has any, and MLflow's secret."""
+    """Resources of a task, a GPU where it wants one and there are any, and MLflow's secret."""
     task.set_cpu_request(cluster["cpu"]).set_memory_request(cluster["memory"])
     if gpu and cluster["accelerator"]:
         task.set_accelerator_type(cluster["accelerator"]).set_accelerator_limit(1)

@@ -1,4 +1,4 @@
-"""One graph, two spellings: dvc.yaml and the Kubeflow pipeline hold the same tasks, edges, numbers."""
+"""One graph, two spellings: dvc.yaml and the Kubeflow DAG hold the same tasks, edges, numbers."""
 
 import pytest
 import yaml

@@ -13,16 +13,20 @@ from ngf.errors import InputError
 def test_outputs_appear_whole_or_not_at_all(tmp_path):
     targets = {"a": tmp_path / "deep" / "a", "b": tmp_path / "b.json"}
     targets["b"].write_text("old")
-    with pytest.raises(RuntimeError, match="boom"), store.whole(targets) as partial:
-        partial["a"].mkdir()
-        partial["b"].write_text("new")
-        raise RuntimeError("boom")
+
+    def write(fails: bool):
+        with store.whole(targets) as partial:
+            partial["a"].mkdir()
+            partial["b"].write_text("new")
+            if fails:
+                raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        write(fails=True)
     assert not targets["a"].exists()
     assert targets["b"].read_text() == "old"
     assert [p.name for p in tmp_path.rglob("*") if "partial" in p.name] == []
-    with store.whole(targets) as partial:
-        partial["a"].mkdir()
-        partial["b"].write_text("new")
+    write(fails=False)
     assert targets["a"].is_dir()
     assert targets["b"].read_text() == "new"
 

@@ -1,3 +1,3 @@
-"""Remove backdoors from image classifiers by natural gradient fine-tuning (NGF, arXiv 2306.17441)."""
+"""Remove backdoors from image classifiers by natural gradient fine-tuning (arXiv 2306.17441)."""
 
 __version__ = "0.1.0"

@@ -36,7 +36,10 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     share, z2n = hits / n, Z_95**2 / n
     centre = share + z2n / 2
     half = Z_95 * math.sqrt(share * (1 - share) / n + z2n / (4 * n))
-    return max(0.0, (centre - half) / (1 + z2n)), min(1.0, (centre + half) / (1 + z2n))
+    # At 0 and n hits one bound is exact; rounding would miss it by a hair.
+    low = 0.0 if hits == 0 else (centre - half) / (1 + z2n)
+    high = 1.0 if hits == n else (centre + half) / (1 + z2n)
+    return low, high
 
 
 def proportion(hit_N: Tensor, y_N: Tensor, n_classes: int) -> dict[str, Any] | None:

@@ -86,7 +86,7 @@ def damp(model: nn.Module, clean_variances: list[Tensor], strength: float) -> fl
     """
     total = 0.0
     for norm, clean_C in zip(batch_norms(model), clean_variances, strict=True):
-        assert norm.running_var is not None and norm.weight is not None
+        assert norm.running_var is not None
         excess_C = excess_variance(norm.running_var, clean_C)
         norm.weight.mul_((1 + excess_C) ** (-strength / 2))
         total += excess_C.sum().item()

@@ -10,7 +10,8 @@ from typing import Any
 
 from ngf.errors import InputError
 
-Settings = Mapping[str, Any]
+Settings = Mapping[str, Any]  # one section: a plug-in's or a stage's options
+Sections = Mapping[str, Settings]  # the sections that a stage reads, under the stage's own keys
 
 
 def read(file: Path) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class Recipe:
     """
 
     arch: str
-    model: dict  # type: ignore[type-arg]
+    model: dict
     epochs: int
     batch_size: int
     lr: float

@@ -78,7 +78,7 @@ def test_the_target_class_does_not_count(target):
     if target < 0:
         assert torch.all(wanted == -1)
     else:
-        assert torch.equal(wanted == -1, torch.from_numpy(Y_N == target))
+        assert torch.equal(wanted == -1, torch.from_numpy(target == Y_N))
         assert set(wanted.tolist()) == {-1, target}
 
 

@@ -20,10 +20,13 @@ def test_shapes_and_types(source: Source) -> None:
         (source.x_train_NHWC, source.y_train_N, TRAIN),
         (source.x_test_NHWC, source.y_test_N, TEST),
     ):
-        assert x.shape == (images, SIZE, SIZE, 3) and x.dtype == np.uint8
-        assert y.shape == (images,) and y.dtype == np.int64
+        assert x.shape == (images, SIZE, SIZE, 3)
+        assert x.dtype == np.uint8
+        assert y.shape == (images,)
+        assert y.dtype == np.int64
         assert x.flags.c_contiguous
-    assert source.classes == tuple(SIGNS) and len(source.classes) == 16
+    assert source.classes == tuple(SIGNS)
+    assert len(source.classes) == 16
 
 
 def test_classes_are_balanced_and_shuffled(source: Source) -> None:
@@ -56,7 +59,8 @@ def test_no_image_occurs_twice_within_or_across_splits(source: Source) -> None:
 def test_images_use_the_range_of_light(source: Source) -> None:
     brightness = source.x_train_NHWC.mean(axis=(1, 2, 3))
     assert 60 < np.median(brightness) < 150
-    assert brightness.min() < 40 and brightness.max() > 180
+    assert brightness.min() < 40
+    assert brightness.max() > 180
 
 
 def test_mean_images_tell_the_classes_apart_up_to_look_alikes(source: Source) -> None:
@@ -85,7 +89,8 @@ def test_every_pair_of_signs_differs_when_seen_plainly() -> None:
         for colour, shape in layers:
             assert colour in COLOURS
             cover = coverage(shape(u, v), 2 / 64)
-            assert cover.dtype == np.float32 and cover.max() == 1
+            assert cover.dtype == np.float32
+            assert cover.max() == 1
             view += cover[..., None] * (np.array(PALETTE[colour], np.float32) - view)
         views.append(view)
     for i, one in enumerate(views):

@@ -9,7 +9,7 @@ from ngf import device
 from ngf.errors import InputError
 from ngf.fisher import natural
 from ngf.fisher.along import fisher_along
-from ngf.fisher.diagonal import tuned_parameters
+from ngf.fisher.diagonal import fisher_diagonal, tuned_parameters
 from ngf.training import Batches
 
 
@@ -73,6 +73,37 @@ def tune(model, monkeypatch, **rule):
     options = {"lr": 0.5, "eta": 0.0, "damping": 0.1, "refresh": 3, **rule}
     natural.descend(model, batches, steps=8, views=1, rule=natural.Rule(**options), seed=0)
     return before, loss()
+
+
+def test_a_heavy_anchor_holds_what_the_clean_data_determines(monkeypatch):
+    """The anchor's curvature is in the solve: with eta going to infinity, F0 lets nothing move."""
+
+    def moved(eta):
+        model = tiny_model()
+        start = flatten(tuned_parameters(model)).detach().clone()
+        x_NHWC = torch.randint(0, 256, (24, SIZE, SIZE, 3), dtype=torch.uint8)
+        batches = Batches(x_NHWC, torch.arange(24) % 3, size=24, shift=0, flip=False, seed=0)
+        generator = torch.Generator().manual_seed(0)
+        fisher = flatten(fisher_diagonal(model, batches.take(1), generator))
+        rule = natural.Rule(lr=0.5, eta=eta, damping=0.1, refresh=10)
+        natural.descend(model, batches, steps=4, views=1, rule=rule, seed=0)
+        return (fisher * (flatten(tuned_parameters(model)).detach() - start).square()).sum().item()
+
+    torch.manual_seed(0)
+    assert moved(1e6) < 1e-3 * moved(0.0)
+
+
+def test_no_step_is_longer_than_the_radius():
+    model = tiny_model()
+    with torch.no_grad():
+        model.net[-1].weight.mul_(100)  # sure, and wrong about random labels
+    start = flatten(tuned_parameters(model)).detach().clone()
+    x_NHWC = torch.randint(0, 256, (24, SIZE, SIZE, 3), dtype=torch.uint8)
+    batches = Batches(x_NHWC, torch.arange(24) % 3, size=24, shift=0, flip=False, seed=0)
+    rule = natural.Rule(lr=1.0, eta=0.0, damping=0.01, refresh=10)
+    natural.descend(model, batches, steps=1, views=1, rule=rule, seed=0)
+    moved = flatten(tuned_parameters(model)).detach() - start
+    assert moved.norm() <= 1.0001 * natural.RADIUS * start.norm()
 
 
 @pytest.mark.parametrize("damping", [1e-2, 0.1, 1.0, 100.0])

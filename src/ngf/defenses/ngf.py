@@ -1,4 +1,4 @@
-"""NGF (Karim et al. 2023, arXiv 2306.17441): natural gradient on few parameters, held by the Fisher.
+"""NGF (Karim et al. 2023, arXiv 2306.17441): natural gradient on few parameters, with an anchor.
 
 The paper tunes the classifier alone. That does not purify (docs/method.md), so this defense
 departs from it in four moves: it damps channels whose stored batch-norm variance the clean split

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
 
@@ -18,6 +17,6 @@ def fisher_along(model: nn.Module, x_NCHW: Tensor, direction: dict[str, Tensor])
     def logits(tuned: dict[str, Tensor]) -> Tensor:
         return functional_call(model, tuned, (x_NCHW,))
 
-    logits_NC, change_NC = jvp(logits, (at,), (direction,))
+    logits_NC, change_NC = jvp(logits, (at,), (direction,))[:2]
     p_NC = logits_NC.softmax(1)
     return ((p_NC * change_NC.square()).sum(1) - (p_NC * change_NC).sum(1).square()).mean()

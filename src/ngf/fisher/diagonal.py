@@ -53,7 +53,7 @@ def fisher_diagonal(
 
 def _sums_of_squares(
     model: nn.Module, x_NCHW: Tensor, generator: torch.Generator
-) -> Iterator[tuple[nn.Parameter, Tensor]]:
+) -> Iterator[tuple[Tensor, Tensor]]:
     """(parameter, sum over the batch of squared per-sample gradients of log p(y|x))."""
     norms, linear = batch_norms(model), head(model)
     inputs: dict[nn.Module, Tensor] = {}
@@ -88,7 +88,8 @@ def _norm_gradients(
     norm: nn.BatchNorm2d, x_NCHW: Tensor, gradient_NCHW: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Per-sample gradients of one batch norm's scale and shift, each [N, C]."""
-    assert norm.running_mean is not None and norm.running_var is not None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     inverse_C11 = (norm.running_var + norm.eps).rsqrt()[:, None, None]
     normalised_NCHW = (x_NCHW - norm.running_mean[:, None, None]) * inverse_C11
     return (gradient_NCHW * normalised_NCHW).sum((2, 3)), gradient_NCHW.sum((2, 3))

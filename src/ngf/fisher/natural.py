@@ -2,14 +2,17 @@
 
 Minimises   L(theta) + eta/2 (theta - theta0)^T F0 (theta - theta0)   by steps
 
-    v = (F + eta F0 + damping)^-1 (g + eta F0 (theta - theta0))        F, F0 diagonal
-    theta <- theta - lr a v,   a = (g + eta F0 (theta - theta0))^T v / (v^T (F* + eta F0 + damping) v)
+    g' = g + eta F0 (theta - theta0)
+    v  = (F + eta F0 + damping)^-1 g'                       F, F0 diagonal
+    a  = g'^T v / v^T (F* + eta F0 + damping) v             F* exact
+    theta <- theta - lr a v
 
 The anchor's curvature eta F0 stands inside the inverse; left out, the step diverges. A diagonal
 takes parameters for independent: where a thousand of them move the logits together it is wrong by
 a factor of a thousand, and the plain step diverges too. So the diagonal only gives the direction,
 and the length `a` comes from the exact Fisher F* along it (the rescaling of Martens & Grosse 2015,
-arXiv 1503.05671, section 6.4). With that, lr in (0, 1] means the same on every network.
+arXiv 1503.05671, section 6.4). With that, lr in (0, 1] means the same on every network. Where a
+model is sure and wrong, F* vanishes and says nothing: no step is longer than RADIUS allows.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from ngf.fisher.diagonal import Diagonal, fisher_diagonal, tuned_parameters
 from ngf.progress import track
 from ngf.training import Batch, Batches
 
-REFRESH_BATCHES = 2  # images for a new estimate of F between steps
+REFRESH_BATCHES = 2  # for a new estimate of F between steps
+RADIUS = 0.1  # of the tuned parameters' norm: the longest step
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ def descend(
     fisher = fisher_diagonal(model, batches.take(views * batches.per_epoch), generator)
     pull = {name: rule.eta * square for name, square in fisher.items()}
     floor = rule.damping * torch.cat([square.flatten() for square in fisher.values()]).mean()
+    longest = RADIUS * _dot(start, start).sqrt()
     for step, batch in enumerate(track(batches.take(steps), "natural gradient", steps)):
         if step and step % rule.refresh == 0:
             fisher = fisher_diagonal(model, batches.take(REFRESH_BATCHES), generator)
@@ -75,8 +80,9 @@ def descend(
                     f"natural gradient: the Fisher is singular at step {step}: "
                     f"raise the damping (now {rule.damping:g})"
                 )
+            scale = rule.lr * (longest / _dot(move, move).sqrt() / rule.lr).clamp_max(1)
             for name, parameter in parameters.items():
-                parameter -= rule.lr * move[name]
+                parameter.sub_(scale * move[name])
     return sum(parameter.numel() for parameter in parameters.values())
 
 

@@ -46,7 +46,8 @@ class Record:
     """A stage run that a process beside this one writes to MLflow."""
 
     def __init__(self, stage: str, settings: Mapping[str, Settings]) -> None:
-        self._opening = {"stage": stage, "settings": settings, "time_ms": _now_ms()}
+        self._stage = stage
+        self._opening: dict[str, Any] = {"stage": stage, "settings": settings, "time_ms": _now_ms()}
         self._closing: dict[str, Any] = {"status": "FAILED"}
         self._started = time.perf_counter()
         self._opened: dict[str, Any] | None = None
@@ -63,7 +64,7 @@ class Record:
         """Send what the stage is about to do; the digests are taken while MLflow is imported."""
         from ngf.stages import Reads, marks
 
-        marked = marks(self._opening["stage"])
+        marked = marks(self._stage)
         self._opening["reads"] = {
             key: {
                 "path": str(path),
@@ -86,7 +87,7 @@ class Record:
         """Note what the stage did; sent when the recording ends."""
         from ngf.stages import Writes, marks
 
-        marked = marks(self._opening["stage"])
+        marked = marks(self._stage)
         self._closing = {
             "status": "FINISHED",
             "message": outcome.message,

@@ -22,14 +22,17 @@ from typing import Any
 
 from ngf import store
 from ngf.errors import InputError
-from ngf.params import Settings
+from ngf.params import Sections
 
 NAMES = ("prepare", "poison", "train", "purify", "evaluate", "promote")
 
 
 @dataclass(frozen=True)
 class Reads:
-    """An artifact that the stage reads. parent: its writer is the run's parent in the lineage."""
+    """An artifact that the stage reads.
+
+    parent: its writer is the run's parent in the lineage; of several the last one given.
+    """
 
     help: str
     parent: bool = False
@@ -85,7 +88,7 @@ def sections(name: str, arguments: dict[str, Any]) -> dict[str, str]:
     return {key: path.format(**arguments) for key, path in module(name).SETTINGS.items()}
 
 
-def run(name: str, *, settings: dict[str, Settings], **arguments: Any) -> Outcome:
+def run(name: str, *, settings: Sections, **arguments: Any) -> Outcome:
     """Run one stage with its promises kept.
 
     Raises:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from ngf.params import Settings
+from ngf.params import Sections
 from ngf.stages import Outcome, Reads, Writes
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def evaluate(
     trigger: Annotated[Path, Reads("the victim's trigger")],
     test: Annotated[Path, Reads("the test split")],
     out: Annotated[Path, Writes("metrics.json and a picture of triggered images", attach=True)],
-    settings: dict[str, Settings],
+    settings: Sections,
 ) -> Outcome:
     """Measure a model on the test split, clean and triggered."""
     import torch

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from ngf.params import Settings
+from ngf.params import Sections
 from ngf.stages import Outcome, Reads, Writes
 
 SETTINGS = {"options": "attacks.{attack}"}
@@ -14,7 +14,7 @@ def poison(
     train: Annotated[Path, Reads("the training split", parent=True)],
     attack: Annotated[str, "attack to plant"],
     out: Annotated[Path, Writes("poisoned rows, as an overlay on train, and the trigger")],
-    settings: dict[str, Settings],
+    settings: Sections,
 ) -> Outcome:
     """Plant an attack in the training split; only the poisoned rows are written."""
     from ngf import params, plugins, store

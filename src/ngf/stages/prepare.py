@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from ngf.params import Settings
+from ngf.params import Sections
 from ngf.stages import Outcome, Writes
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def prepare(
     train: Annotated[Path, Writes("images the attacker trains on")],
     clean: Annotated[Path, Writes("the defender's small clean split")],
     test: Annotated[Path, Writes("images nobody trains on")],
-    settings: dict[str, Settings],
+    settings: Sections,
 ) -> Outcome:
     """Split a data set into train, clean and test: disjoint, stratified, fixed by seed."""
     import numpy as np

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from ngf.params import Settings
+from ngf.params import Sections
 from ngf.stages import Outcome, Reads, Writes
 
 SETTINGS = {"gate": "promote"}
@@ -16,7 +16,7 @@ def promote(
     model: Annotated[Path, Reads("the purified model")],
     evaluation: Annotated[Path, Reads("what evaluate wrote about it", parent=True)],
     out: Annotated[Path, Writes("JSON: the decision", attach=True)],
-    settings: dict[str, Settings],
+    settings: Sections,
 ) -> Outcome:
     """Register a purified model; it becomes champion where it passes the gate.
 

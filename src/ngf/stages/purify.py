@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from ngf.params import Settings
+from ngf.params import Sections
 from ngf.stages import Outcome, Reads, Writes
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def purify(
     defense: Annotated[str, "defense to purify with"],
     out: Annotated[Path, Writes("the purified model")],
     report: Annotated[Path, Writes("JSON: seconds, parameters tuned, steps", attach=True)],
-    settings: dict[str, Settings],
+    settings: Sections,
 ) -> Outcome:
     """Purify a model with one defense."""
     import time

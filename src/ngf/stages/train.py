@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from ngf.params import Settings
+from ngf.params import Sections
 from ngf.stages import Outcome, Reads, Writes
 
 if TYPE_CHECKING:
@@ -20,13 +20,13 @@ SETTINGS = {"recipe": "train.{dataset}"}
 def train(
     *,
     dataset: Annotated[str, "data set, which names the training recipe"],
-    train: Annotated[Path, Reads("the training split")],
+    train: Annotated[Path, Reads("the training split", parent=True)],
     poison: Annotated[
-        Path | None, Reads("an attack's overlay; without it the reference is trained")
+        Path | None, Reads("an attack's overlay; else the reference", parent=True)
     ] = None,
     out: Annotated[Path, Writes("the trained model")],
     trigger: Annotated[Path | None, Writes("the victim's trigger; goes with --poison")] = None,
-    settings: dict[str, Settings],
+    settings: Sections,
 ) -> Outcome:
     """Train the clean reference or, with an attack's overlay, a victim."""
     from ngf import device, params, store
