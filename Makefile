@@ -30,17 +30,11 @@ run: install  ## run the default grid (dvc repro) and print its results
 table: install  ## print the results again
 	@ngf table
 
-test: lint test-all compile-check  ## lint, types, all tests
-
-.PHONY: test-all compile-check
-test-all: install
-	python -m pytest -n 2 --dist worksteal
-
-compile-check: compile
-	@git diff --exit-code --stat -- pipelines/compiled
+test: lint compile  ## lint, types, compile check, all tests, a small end-to-end run
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal
 
 test-fast: install  ## the tests that take seconds
-	python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 python -m pytest -n 2 -m "not slow"
 
 lint: install  ## style and types
 	ruff check .

@@ -1,5 +1,6 @@
 """A progress bar for people: on a terminal, on standard error, once two seconds have passed."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -27,3 +28,15 @@ def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
             yield item
             late = time.monotonic() - started > PATIENCE_S
             bars.update(bar, advance=1, visible=late)
+
+
+@contextlib.contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Show that something without countable steps is going on, where somebody is looking."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(what):
+        yield

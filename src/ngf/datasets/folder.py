@@ -11,6 +11,7 @@ import numpy as np
 from ngf.datasets import Source
 from ngf.errors import InputError
 from ngf.params import within
+from ngf.progress import track
 from ngf.split import stratified
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
@@ -72,7 +73,7 @@ def _read(top: Path, classes: tuple[str, ...], image_size: int) -> tuple[np.ndar
         files += inside
         labels += [label] * len(inside)
     x_NHWC = np.empty((len(files), image_size, image_size, 3), np.uint8)
-    for row, file in enumerate(files):
+    for row, file in enumerate(track(files, "read images", len(files))):
         x_NHWC[row] = _image(file, image_size)
     return x_NHWC, np.asarray(labels, np.int64)
 

@@ -39,6 +39,7 @@ from ngf.datasets._sdf import (
     within,
 )
 from ngf.errors import InputError
+from ngf.progress import track
 
 SIZE = 32  # pixels, both ways
 BLOCK = 256  # images drawn at once; a multiple of the number of classes
@@ -330,7 +331,8 @@ def _split(images: int, seed: int, split: int) -> tuple[NDArray[np.uint8], NDArr
     """The first `images` images of a split's endless sequence, with their labels."""
     x = np.empty((images, SIZE, SIZE, 3), np.uint8)
     y = np.empty(images, np.int64)
-    for start in range(0, images, BLOCK):
+    starts = range(0, images, BLOCK)
+    for start in track(starts, "draw signs", len(starts)):
         seeds = np.random.SeedSequence(seed, spawn_key=(split, start // BLOCK))
         stop = min(start + BLOCK, images)
         drawn_x, drawn_y = _block(np.random.default_rng(seeds))

@@ -7,11 +7,14 @@ natural gradient with the Fisher-weighted anchor, and recalibrates again. No con
 changes. On a network without batch norm only the third move is left, on the classifier.
 """
 
+from collections.abc import Iterator
+
 from ngf import norms
 from ngf.defenses import Clean, Purified
 from ngf.fisher.natural import Rule, descend
 from ngf.models import Classifier, batch_norms
-from ngf.training import Batches
+from ngf.progress import track
+from ngf.training import Batch, Batches
 
 
 def purify(
@@ -45,14 +48,18 @@ def purify(
         clean.x_NHWC, clean.y_N, size=batch_size, shift=shift, flip=clean.flip, seed=seed
     )
     device, count = clean.y_N.device, views * batches.per_epoch
+
+    def shown(what: str) -> Iterator[Batch]:
+        return track(batches.take(count), what, count)
+
     has_norms = bool(batch_norms(model))
     suspicion = 0.0
     if has_norms:
-        variances = norms.input_variances(model, batches.take(count), device)
+        variances = norms.input_variances(model, shown("look for evidence"), device)
         suspicion = norms.damp(model, variances, suppression)
-        norms.recalibrate(model, batches.take(count), device)
+        norms.recalibrate(model, shown("recalibrate"), device)
     rule = Rule(lr, eta, damping, refresh)
     tuned = descend(model, batches, steps=steps, views=views, rule=rule, seed=seed)
     if has_norms:
-        norms.recalibrate(model, batches.take(count), device)
+        norms.recalibrate(model, shown("recalibrate again"), device)
     return Purified(model, tuned, steps, {"suspicion": suspicion})

@@ -26,6 +26,7 @@ def promote(
     from ngf import params, store
     from ngf.gate import Gate, objections
     from ngf.lineage.registry import register
+    from ngf.progress import busy
 
     metrics = store.read_json(evaluation / "metrics.json")
     gate = params.parse(Gate, settings["gate"], "promote")
@@ -38,13 +39,14 @@ def promote(
         for key in ("acc", "asr", "ra")
         if metrics[whose][key]
     }
-    version = register(
-        store.load_model(model),
-        name=name,
-        alias=None if reasons else "champion",
-        tags={"gate": verdict, "defense": metrics["defense"], **shares},
-        description=f"{metrics['defense']} on {metrics['dataset']} {metrics['attack']}: {verdict}",
-    )
+    with busy(f"register {name}"):
+        version = register(
+            store.load_model(model),
+            name=name,
+            alias=None if reasons else "champion",
+            tags={"gate": verdict, "defense": metrics["defense"], **shares},
+            description=f"{metrics['defense']} on {name.removeprefix('ngf-')}: {verdict}",
+        )
     decision = {"model": name, "version": version, "passed": not reasons, "reasons": reasons}
     store.write_json(out, decision)
     message = f"{name} version {version}: {verdict}"
