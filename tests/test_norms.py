@@ -14,15 +14,28 @@ def batches(n: int = 4):
 CPU = torch.device("cpu")
 
 
-def test_input_variances_equal_the_definition():
+def test_input_moments_equal_the_definition():
     model = tiny_model()
     seen: list[torch.Tensor] = []
     hook = batch_norms(model)[3].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    got = norms.input_variances(model, batches(), CPU)[3]
+    found = norms.input_moments(model, batches(), images=16, device=CPU)
     hook.remove()
-    values = torch.cat(seen).double().permute(1, 0, 2, 3).flatten(1)
-    torch.testing.assert_close(got.double(), values.var(1, correction=0), rtol=1e-5, atol=0)
-    assert len(norms.input_variances(model, batches(1), CPU)) == len(batch_norms(model))
+    x_NCHW = torch.cat(seen).double()
+    values_CP = x_NCHW.permute(1, 0, 2, 3).flatten(1)
+    close = {"rtol": 1e-5, "atol": 1e-7}
+    torch.testing.assert_close(found[3].mean_C.double(), values_CP.mean(1), **close)
+    torch.testing.assert_close(found[3].var_C.double(), values_CP.var(1, correction=0), **close)
+    error_C = x_NCHW.mean((2, 3)).std(0, correction=0) / 16**0.5
+    torch.testing.assert_close(found[3].error_C.double(), error_C, **close)
+    assert len(found) == len(batch_norms(model))
+
+
+def test_the_shift_is_stored_minus_clean():
+    model = tiny_model()
+    moments = norms.input_moments(model, batches(), images=64, device=CPU)
+    batch_norms(model)[2].running_mean.add_(0.5)
+    before = moments[2].mean_C + norms.evidence(model, moments)[2].shift_C
+    torch.testing.assert_close(before, batch_norms(model)[2].running_mean)
 
 
 def test_recalibration_takes_the_statistics_of_the_first_layer_from_the_batches():
@@ -56,22 +69,29 @@ def test_a_layer_full_of_widened_channels_cannot_hide_them():
     assert torch.all(norms.excess_variance(torch.full((8,), 4.0), torch.ones(8)) > 2.9)
 
 
+def excess(model, layer: int, channel: int, value: float) -> list[norms.Evidence]:
+    """Evidence in one channel alone."""
+    found = []
+    for index, norm in enumerate(batch_norms(model)):
+        excess_C = torch.zeros(norm.num_features)
+        if index == layer:
+            excess_C[channel] = value
+        found.append(norms.Evidence(excess_C, excess_C, torch.zeros_like(excess_C)))
+    return found
+
+
 def test_damping_shrinks_scales_by_the_formula():
     model = tiny_model()
-    norm_layers = batch_norms(model)
-    before = norm_layers[0].weight.detach().clone()
-    clean = [norm.running_var.clone() for norm in norm_layers]
-    norm_layers[0].running_var[1] *= 3
-    total = norms.damp(model, clean, strength=6)
-    assert total == 2
-    expected = before.clone()
-    expected[1] *= 3**-3
-    torch.testing.assert_close(norm_layers[0].weight.detach(), expected)
+    before = [norm.weight.detach().clone() for norm in batch_norms(model)]
+    norms.damp(model, excess(model, layer=0, channel=1, value=2), strength=6)
+    before[0][1] *= 3**-3
+    for norm, expected in zip(batch_norms(model), before, strict=True):
+        torch.testing.assert_close(norm.weight.detach(), expected)
 
 
 def test_zero_strength_changes_nothing():
     model = tiny_model()
     before = [norm.weight.detach().clone() for norm in batch_norms(model)]
-    norms.damp(model, [torch.full_like(w, 1e-3) for w in before], strength=0)
+    norms.damp(model, excess(model, layer=0, channel=1, value=1e3), strength=0)
     for norm, weight in zip(batch_norms(model), before, strict=True):
         assert torch.equal(norm.weight, weight)

@@ -1,14 +1,17 @@
 """What batch norm remembers of the training data, and what it should say instead.
 
-A backdoored network's stored variances still hold the poisoned training images: a share p of
-triggered images whose channel mean lies d away widens a channel's variance by about p(1-p)d².
-Clean images do not show that variance, so stored against clean variance is evidence that needs
-neither the trigger nor the target class (detection by this gap: Zheng et al. 2022, BNP).
+A backdoored network's stored statistics still hold the poisoned training images. A share p of
+triggered images, displaced by d in a channel, moves the stored mean by p d and widens the stored
+variance by about p (1 - p) d². Clean images show neither, so stored against clean statistics is
+evidence that needs no trigger and no target class. (Zheng et al. 2022, BNP, detect by this gap.)
+The variance says which channels carry the trigger; the means, taken together, point from clean to
+triggered activations.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -31,23 +34,43 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch], device: torch.device
     model.eval()
 
 
-@torch.no_grad()
-def input_variances(
-    model: nn.Module, batches: Iterable[Batch], device: torch.device
-) -> list[Tensor]:
-    """Each batch norm's input variance [C] over `batches`, the model in evaluation mode."""
-    norms = batch_norms(model)
-    sums = [torch.zeros(3, norm.num_features, dtype=torch.float64, device=device) for norm in norms]
+@dataclass(frozen=True)
+class Moments:
+    """One batch norm's inputs over the clean split, a value a channel [C].
 
-    def collect(total: Tensor, x_NCHW: Tensor) -> None:
+    error: standard error of the mean, with every clean image counted once, however many its views.
+    """
+
+    mean_C: Tensor
+    var_C: Tensor
+    error_C: Tensor
+
+
+@torch.no_grad()
+def input_moments(
+    model: nn.Module, batches: Iterable[Batch], images: int, device: torch.device
+) -> list[Moments]:
+    """Moments of every batch norm's input over `batches`, the model in evaluation mode.
+
+    Args:
+        images: distinct images among the batches.
+    """
+    norms = batch_norms(model)
+    sums = [torch.zeros(4, norm.num_features, dtype=torch.float64, device=device) for norm in norms]
+    seen = torch.zeros(len(norms), 2, dtype=torch.float64)
+
+    def collect(layer: int, x_NCHW: Tensor) -> None:
         x_NCHW = x_NCHW.double()
-        total[0] += x_NCHW.numel() // x_NCHW.shape[1]
-        total[1] += x_NCHW.sum((0, 2, 3))
-        total[2] += x_NCHW.square().sum((0, 2, 3))
+        of_image_NC = x_NCHW.mean((2, 3))
+        sums[layer][0] += x_NCHW.sum((0, 2, 3))
+        sums[layer][1] += x_NCHW.square().sum((0, 2, 3))
+        sums[layer][2] += of_image_NC.sum(0)
+        sums[layer][3] += of_image_NC.square().sum(0)
+        seen[layer] += torch.tensor([x_NCHW.numel() / x_NCHW.shape[1], len(x_NCHW)])
 
     hooks = [
-        norm.register_forward_pre_hook(lambda _, args, total=total: collect(total, args[0]))
-        for norm, total in zip(norms, sums, strict=True)
+        norm.register_forward_pre_hook(lambda _, args, layer=layer: collect(layer, args[0]))
+        for layer, norm in enumerate(norms)
     ]
     model.eval()
     try:
@@ -57,7 +80,37 @@ def input_variances(
     finally:
         for hook in hooks:
             hook.remove()
-    return [(squares / n - (total / n) ** 2).float() for n, total, squares in sums]
+    found = []
+    for (total, squares, means, means_squared), (pixels, views) in zip(sums, seen, strict=True):
+        var_C = squares / pixels - (total / pixels) ** 2
+        between_C = means_squared / views - (means / views) ** 2
+        error_C = (between_C.clamp_min(0) / images).sqrt()
+        found.append(Moments((total / pixels).float(), var_C.float(), error_C.float()))
+    return found
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one batch norm remembers that the clean split does not show, a value a channel [C].
+
+    excess: of variance, 0 where there is none. shift: stored minus clean mean; for a poison rate p
+    the displacement of triggered images is about shift / p. error: the shift's standard error.
+    """
+
+    excess_C: Tensor
+    shift_C: Tensor
+    error_C: Tensor
+
+
+def evidence(model: nn.Module, clean: list[Moments]) -> list[Evidence]:
+    """The evidence in every batch norm, in the order of `batch_norms`."""
+    found = []
+    for norm, moments in zip(batch_norms(model), clean, strict=True):
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        excess_C = excess_variance(norm.running_var, moments.var_C)
+        found.append(Evidence(excess_C, norm.running_mean - moments.mean_C, moments.error_C))
+    return found
 
 
 def excess_variance(stored_C: Tensor, clean_C: Tensor) -> Tensor:
@@ -79,15 +132,7 @@ def excess_variance(stored_C: Tensor, clean_C: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def damp(model: nn.Module, clean_variances: list[Tensor], strength: float) -> float:
-    """Shrink the scales of channels with excess variance e by (1 + e)^(-strength / 2), in place.
-
-    Returns the sum of all excess, a warning sign by itself.
-    """
-    total = 0.0
-    for norm, clean_C in zip(batch_norms(model), clean_variances, strict=True):
-        assert norm.running_var is not None
-        excess_C = excess_variance(norm.running_var, clean_C)
-        norm.weight.mul_((1 + excess_C) ** (-strength / 2))
-        total += excess_C.sum().item()
-    return total
+def damp(model: nn.Module, found: list[Evidence], strength: float) -> None:
+    """Shrink the scales of channels with excess variance e by (1 + e)^(-strength / 2), in place."""
+    for norm, layer in zip(batch_norms(model), found, strict=True):
+        norm.weight.mul_((1 + layer.excess_C) ** (-strength / 2))

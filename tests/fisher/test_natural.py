@@ -70,8 +70,8 @@ def tune(model, monkeypatch, **rule):
             return cross_entropy(model(x_NCHW), y_N).item()
 
     before = loss()
-    options = {"lr": 0.5, "eta": 0.0, "damping": 0.1, "refresh": 3, **rule}
-    natural.descend(model, batches, steps=8, views=1, rule=natural.Rule(**options), seed=0)
+    chosen = natural.Rule(**{"lr": 0.5, "eta": 0.0, "damping": 0.1, **rule})
+    natural.descend(model, batches, steps=8, views=1, rule=chosen, generator=torch.Generator())
     return before, loss()
 
 
@@ -85,8 +85,8 @@ def test_a_heavy_anchor_holds_what_the_clean_data_determines(monkeypatch):
         batches = Batches(x_NHWC, torch.arange(24) % 3, size=24, shift=0, flip=False, seed=0)
         generator = torch.Generator().manual_seed(0)
         fisher = flatten(fisher_diagonal(model, batches.take(1), generator))
-        rule = natural.Rule(lr=0.5, eta=eta, damping=0.1, refresh=10)
-        natural.descend(model, batches, steps=4, views=1, rule=rule, seed=0)
+        rule = natural.Rule(lr=0.5, eta=eta, damping=0.1)
+        natural.descend(model, batches, steps=4, views=1, rule=rule, generator=torch.Generator())
         return (fisher * (flatten(tuned_parameters(model)).detach() - start).square()).sum().item()
 
     torch.manual_seed(0)
@@ -100,8 +100,8 @@ def test_no_step_is_longer_than_the_radius():
     start = flatten(tuned_parameters(model)).detach().clone()
     x_NHWC = torch.randint(0, 256, (24, SIZE, SIZE, 3), dtype=torch.uint8)
     batches = Batches(x_NHWC, torch.arange(24) % 3, size=24, shift=0, flip=False, seed=0)
-    rule = natural.Rule(lr=1.0, eta=0.0, damping=0.01, refresh=10)
-    natural.descend(model, batches, steps=1, views=1, rule=rule, seed=0)
+    rule = natural.Rule(lr=1.0, eta=0.0, damping=0.01)
+    natural.descend(model, batches, steps=1, views=1, rule=rule, generator=torch.Generator())
     moved = flatten(tuned_parameters(model)).detach() - start
     assert moved.norm() <= 1.0001 * natural.RADIUS * start.norm()
 

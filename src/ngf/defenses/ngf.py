@@ -3,17 +3,21 @@
 The paper tunes the classifier alone. That does not purify (docs/method.md), so this defense
 departs from it in four moves: it damps channels whose stored batch-norm variance the clean split
 cannot explain, recalibrates batch norm, tunes norm scales, norm shifts and the classifier by
-natural gradient with the Fisher-weighted anchor, and recalibrates again. No convolution weight
-changes. On a network without batch norm only the third move is left, on the classifier.
+natural gradient with the Fisher-weighted anchor, on clean images and on the same images moved to
+where batch norm remembers triggered ones, and recalibrates again. No convolution weight changes.
+On a network without batch norm only natural gradient on the classifier is left.
 """
 
 from collections.abc import Iterator
+
+import torch
 
 from ngf import norms
 from ngf.defenses import Clean, Purified
 from ngf.fisher.natural import Rule, descend
 from ngf.models import Classifier, batch_norms
 from ngf.progress import track
+from ngf.replay import Replay
 from ngf.training import Batch, Batches
 
 
@@ -22,13 +26,13 @@ def purify(
     clean: Clean,
     *,
     suppression: float,
+    reach: float,
     views: int,
     steps: int,
     batch_size: int,
     lr: float,
     eta: float,
     damping: float,
-    refresh: int,
     shift: int,
     seed: int,
 ) -> Purified:
@@ -36,9 +40,10 @@ def purify(
 
     Args:
         suppression: k in scale *= (1 + excess)^(-k/2); 0 leaves scales alone.
-        views: augmented passes over the clean split for norm statistics and for F0.
+        reach: see `ngf.replay.Replay`.
+        views: augmented passes over the clean split for norm statistics and for the Fisher.
         steps, batch_size: natural-gradient steps and the images of each.
-        lr, eta, damping, refresh: see `ngf.fisher.natural.Rule`.
+        lr, eta, damping: see `ngf.fisher.natural.Rule`.
         shift: pixels of random translation in every view.
 
     The note `suspicion` is the summed excess variance: large where training images carried a
@@ -48,18 +53,23 @@ def purify(
         clean.x_NHWC, clean.y_N, size=batch_size, shift=shift, flip=clean.flip, seed=seed
     )
     device, count = clean.y_N.device, views * batches.per_epoch
+    generator = torch.Generator(device).manual_seed(seed)
+    rule = Rule(lr, eta, damping)
 
     def shown(what: str) -> Iterator[Batch]:
         return track(batches.take(count), what, count)
 
-    has_norms = bool(batch_norms(model))
-    suspicion = 0.0
-    if has_norms:
-        variances = norms.input_variances(model, shown("look for evidence"), device)
-        suspicion = norms.damp(model, variances, suppression)
-        norms.recalibrate(model, shown("recalibrate"), device)
-    rule = Rule(lr, eta, damping, refresh)
-    tuned = descend(model, batches, steps=steps, views=views, rule=rule, seed=seed)
-    if has_norms:
-        norms.recalibrate(model, shown("recalibrate again"), device)
+    if not batch_norms(model):
+        tuned = descend(model, batches, steps=steps, views=views, rule=rule, generator=generator)
+        return Purified(model, tuned, steps)
+    moments = norms.input_moments(model, shown("look for evidence"), len(clean.y_N), device)
+    found = norms.evidence(model, moments)
+    norms.damp(model, found, suppression)
+    norms.recalibrate(model, shown("recalibrate"), device)
+    replay = Replay(model, found, reach, generator)
+    tuned = descend(
+        model, batches, steps=steps, views=views, rule=rule, generator=generator, show=replay
+    )
+    norms.recalibrate(model, shown("recalibrate again"), device)
+    suspicion = sum(layer.excess_C.sum().item() for layer in found)
     return Purified(model, tuned, steps, {"suspicion": suspicion})

@@ -1,13 +1,13 @@
 """Natural-gradient descent with a Fisher-weighted anchor, on norms and head.
 
-Minimises   L(theta) + eta/2 (theta - theta0)^T F0 (theta - theta0)   by steps
+Minimises   L(theta) + eta/2 (theta - theta0)^T F (theta - theta0)   by steps
 
-    g' = g + eta F0 (theta - theta0)
-    v  = (F + eta F0 + damping)^-1 g'                       F, F0 diagonal
-    a  = g'^T v / v^T (F* + eta F0 + damping) v             F* exact
+    g' = g + eta F (theta - theta0)
+    v  = (F + eta F + damping)^-1 g'                       F: diagonal, at theta0
+    a  = g'^T v / v^T (F* + eta F + damping) v             F*: exact, at theta
     theta <- theta - lr a v
 
-The anchor's curvature eta F0 stands inside the inverse; left out, the step diverges. A diagonal
+The anchor's curvature eta F stands inside the inverse; left out, the step diverges. A diagonal
 takes parameters for independent: where a thousand of them move the logits together it is wrong by
 a factor of a thousand, and the plain step diverges too. So the diagonal only gives the direction,
 and the length `a` comes from the exact Fisher F* along it (the rescaling of Martens & Grosse 2015,
@@ -17,6 +17,8 @@ model is sure and wrong, F* vanishes and says nothing: no step is longer than RA
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -30,57 +32,66 @@ from ngf.fisher.diagonal import Diagonal, fisher_diagonal, tuned_parameters
 from ngf.progress import track
 from ngf.training import Batch, Batches
 
-REFRESH_BATCHES = 2  # for a new estimate of F between steps
 RADIUS = 0.1  # of the tuned parameters' norm: the longest step
+
+# Shows a batch to the model in another way, for example doubled and perturbed, inside a block.
+Show = Callable[[Batch], contextlib.AbstractContextManager[Batch]]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """lr: share of the model's optimal length, in (0, 1]. eta: weight of the anchor.
+    """lr: share of the optimal length, in (0, 1]. eta: weight of the anchor.
 
-    damping: in units of the mean entry of F0. refresh: steps between two estimates of F.
+    damping: in units of the mean entry of F.
     """
 
     lr: float
     eta: float
     damping: float
-    refresh: int
 
 
 def descend(
-    model: nn.Module, batches: Batches, *, steps: int, views: int, rule: Rule, seed: int
+    model: nn.Module,
+    batches: Batches,
+    *,
+    steps: int,
+    views: int,
+    rule: Rule,
+    generator: torch.Generator,
+    show: Show = contextlib.nullcontext,
 ) -> int:
     """Tune norms and head in place, norm statistics fixed. Returns the number of parameters.
 
     Args:
-        views: passes over the data for F0.
+        views: passes over the data for F. show: how each batch is shown to the model.
 
     Raises:
         InputError: the Fisher is singular for this damping.
     """
     model.eval()
     parameters = tuned_parameters(model)
-    generator = torch.Generator(batches.y_N.device).manual_seed(seed)
     start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    fisher = fisher_diagonal(model, batches.take(views * batches.per_epoch), generator)
-    pull = {name: rule.eta * square for name, square in fisher.items()}
+    count = views * batches.per_epoch
+    fisher = fisher_diagonal(model, track(batches.take(count), "Fisher", count), generator)
     floor = rule.damping * torch.cat([square.flatten() for square in fisher.values()]).mean()
+    pull = {name: rule.eta * square for name, square in fisher.items()}
+    held = {name: square + floor for name, square in pull.items()}
     longest = RADIUS * _dot(start, start).sqrt()
     for step, batch in enumerate(track(batches.take(steps), "natural gradient", steps)):
-        if step and step % rule.refresh == 0:
-            fisher = fisher_diagonal(model, batches.take(REFRESH_BATCHES), generator)
-        held = {name: square + floor for name, square in pull.items()}
-        gradient = _gradient(model, parameters, batch)
+        with show(batch) as shown:
+            gradient = _gradient(model, parameters, shown)
+            with torch.no_grad():
+                for name, parameter in parameters.items():
+                    gradient[name] += pull[name] * (parameter - start[name])
+                move = _step(model, shown[0], gradient, fisher, held)
+        size = rule.lr * _dot(move, move).sqrt()
+        if not torch.isfinite(size):
+            raise InputError(
+                f"natural gradient: the Fisher is singular at step {step}: "
+                f"raise the damping (now {rule.damping:g})"
+            )
+        scale = rule.lr * (longest / size).clamp_max(1)
         with torch.no_grad():
-            for name, parameter in parameters.items():
-                gradient[name] += pull[name] * (parameter - start[name])
-            move = _step(model, batch[0], gradient, fisher, held)
-            if not all(torch.isfinite(change).all() for change in move.values()):
-                raise InputError(
-                    f"natural gradient: the Fisher is singular at step {step}: "
-                    f"raise the damping (now {rule.damping:g})"
-                )
-            scale = rule.lr * (longest / _dot(move, move).sqrt() / rule.lr).clamp_max(1)
             for name, parameter in parameters.items():
                 parameter.sub_(scale * move[name])
     return sum(parameter.numel() for parameter in parameters.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -40,7 +41,8 @@ def register(
         example_NCHW = np.zeros((2, *model.card["input_CHW"]), np.float32)
         with torch.inference_mode():
             logits_NC = model(torch.from_numpy(example_NCHW)).numpy()
-        with mlflow.start_run(run_id=run_id):
+        with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.export's, of no use to who promotes
             logged = mlflow.pytorch.log_model(
                 model,
                 name="model",
@@ -50,8 +52,16 @@ def register(
                 metadata={"classes": model.card["classes"]},
             )
         client = mlflow.MlflowClient()
-        registered = mlflow.register_model(logged.model_uri, name, tags=dict(tags))
-        client.update_model_version(name, registered.version, description)
+        if not client.search_registered_models(f"name = '{name}'"):
+            client.create_registered_model(name)
+        registered = client.create_model_version(
+            name,
+            logged.model_uri,
+            run_id,
+            tags=dict(tags),
+            description=description,
+            model_id=logged.model_id,
+        )
         if alias:
             client.set_registered_model_alias(name, alias, registered.version)
         return int(registered.version)
