@@ -1,3 +1,4 @@
+import pytest
 import torch
 from conftest import SIZE, tiny_model
 from torch import nn
@@ -6,9 +7,12 @@ from ngf import norms
 from ngf.models import batch_norms
 
 
+LABELS = torch.arange(16) % 3
+
+
 def batches(n: int = 4):
     generator = torch.Generator().manual_seed(0)
-    return [(torch.rand(16, 3, SIZE, SIZE, generator=generator), None) for _ in range(n)]
+    return [(torch.rand(16, 3, SIZE, SIZE, generator=generator), LABELS) for _ in range(n)]
 
 
 CPU = torch.device("cpu")
@@ -18,24 +22,29 @@ def test_input_moments_equal_the_definition():
     model = tiny_model()
     seen: list[torch.Tensor] = []
     hook = batch_norms(model)[3].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    found = norms.input_moments(model, batches(), images=16, device=CPU)
+    found = norms.input_moments(model, batches(), LABELS, 3)
     hook.remove()
-    x_NCHW = torch.cat(seen).double()
+    x_NCHW, y_N = torch.cat(seen).double(), LABELS.repeat(4)
     values_CP = x_NCHW.permute(1, 0, 2, 3).flatten(1)
-    close = {"rtol": 1e-5, "atol": 1e-7}
-    torch.testing.assert_close(found[3].mean_C.double(), values_CP.mean(1), **close)
-    torch.testing.assert_close(found[3].var_C.double(), values_CP.var(1, correction=0), **close)
-    error_C = x_NCHW.mean((2, 3)).std(0, correction=0) / 16**0.5
-    torch.testing.assert_close(found[3].error_C.double(), error_C, **close)
+    mean_NC = x_NCHW.mean((2, 3))
+    close = {"rtol": 1e-5, "atol": 1e-6, "check_dtype": False}
+    torch.testing.assert_close(found[3].mean_C, values_CP.mean(1), **close)
+    torch.testing.assert_close(found[3].var_C, values_CP.var(1, correction=0), **close)
+    # Sixteen images, whatever their views.
+    torch.testing.assert_close(found[3].error_C, mean_NC.std(0, correction=0) / 4, **close)
+    torch.testing.assert_close(found[3].class_mean_KC[2], mean_NC[y_N == 2].mean(0), **close)
+    torch.testing.assert_close(found[3].mean_without(1), mean_NC[y_N != 1].mean(0), **close)
     assert len(found) == len(batch_norms(model))
 
 
-def test_the_shift_is_stored_minus_clean():
+@pytest.mark.parametrize("without", [None, 1])
+def test_the_shift_is_stored_minus_clean(without):
     model = tiny_model()
-    moments = norms.input_moments(model, batches(), images=64, device=CPU)
+    moments = norms.input_moments(model, batches(), LABELS, 3)
     batch_norms(model)[2].running_mean.add_(0.5)
-    before = moments[2].mean_C + norms.evidence(model, moments)[2].shift_C
-    torch.testing.assert_close(before, batch_norms(model)[2].running_mean)
+    shift_C = norms.evidence(model, moments, without)[2].shift_C
+    clean_C = moments[2].mean_C if without is None else moments[2].mean_without(without)
+    torch.testing.assert_close(clean_C + shift_C, batch_norms(model)[2].running_mean)
 
 
 def test_recalibration_takes_the_statistics_of_the_first_layer_from_the_batches():

@@ -4,7 +4,7 @@ from conftest import SIZE, tiny_model
 
 from ngf.models import batch_norms
 from ngf.norms import Evidence
-from ngf.replay import GAIN_AT_ONE_POSITION, Replay
+from ngf.replay import GAIN_AT_ONE_POSITION, Replay, suspected_target
 
 N, LAYER = 6, 4
 
@@ -93,4 +93,20 @@ def test_gradients_flow_and_nothing_is_left_behind(arch):
         torch.nn.functional.cross_entropy(model(both_NCHW), both_N).backward()
     gradients = [norm.weight.grad for norm in batch_norms(model)]
     assert all(g is not None and torch.isfinite(g).all() for g in gradients)
+    assert torch.equal(model(x_NCHW), before)
+
+
+def test_the_class_that_the_shift_leads_to_is_suspected():
+    model, x_NCHW = tiny_model(), torch.rand(16, 3, SIZE, SIZE)
+    last = len(batch_norms(model)) - 1
+    found = remembered(model, layer=last)
+    weight_C = batch_norms(model)[last].weight
+    towards_C = model.net[-1].weight[2] - model.net[-1].weight.mean(0)
+    found[last].shift_C.copy_((towards_C * weight_C.sign()).detach())
+    assert suspected_target(model, found, [(x_NCHW, None)], reach=1e4) == 2
+    before = model(x_NCHW)
+    nothing = [Evidence(e.excess_C, torch.zeros_like(e.shift_C), e.error_C) for e in found]
+    votes = model(x_NCHW).argmax(1).bincount()
+    agreed = bool(votes.max() > 8)
+    assert (suspected_target(model, nothing, [(x_NCHW, None)], reach=1.0) is not None) == agreed
     assert torch.equal(model(x_NCHW), before)

@@ -39,54 +39,82 @@ class Moments:
     """One batch norm's inputs over the clean split, a value a channel [C].
 
     error: standard error of the mean, with every clean image counted once, however many its views.
+    class_mean: the same mean for each of the K classes alone; images: how many of each.
     """
 
     mean_C: Tensor
     var_C: Tensor
     error_C: Tensor
+    class_mean_KC: Tensor
+    images_K: Tensor
+
+    def mean_without(self, label: int) -> Tensor:
+        """The mean over all images that are not of one class [C]."""
+        weight_K = self.images_K.clone()
+        weight_K[label] = 0
+        return (weight_K @ self.class_mean_KC) / weight_K.sum()
 
 
 @torch.no_grad()
 def input_moments(
-    model: nn.Module, batches: Iterable[Batch], images: int, device: torch.device
+    model: nn.Module, batches: Iterable[Batch], labels_N: Tensor, n_classes: int
 ) -> list[Moments]:
     """Moments of every batch norm's input over `batches`, the model in evaluation mode.
 
     Args:
-        images: distinct images among the batches.
+        labels_N: of the distinct images among the batches.
     """
+    device = labels_N.device
     norms = batch_norms(model)
-    sums = [torch.zeros(4, norm.num_features, dtype=torch.float64, device=device) for norm in norms]
-    seen = torch.zeros(len(norms), 2, dtype=torch.float64)
-
-    def collect(layer: int, x_NCHW: Tensor) -> None:
-        x_NCHW = x_NCHW.double()
-        of_image_NC = x_NCHW.mean((2, 3))
-        sums[layer][0] += x_NCHW.sum((0, 2, 3))
-        sums[layer][1] += x_NCHW.square().sum((0, 2, 3))
-        sums[layer][2] += of_image_NC.sum(0)
-        sums[layer][3] += of_image_NC.square().sum(0)
-        seen[layer] += torch.tensor([x_NCHW.numel() / x_NCHW.shape[1], len(x_NCHW)])
+    totals = [_Totals(n_classes, norm.num_features, device) for norm in norms]
+    shown: list[Tensor] = []  # the labels of the batch that passes
 
     hooks = [
-        norm.register_forward_pre_hook(lambda _, args, layer=layer: collect(layer, args[0]))
-        for layer, norm in enumerate(norms)
+        norm.register_forward_pre_hook(lambda _, args, total=total: total.add(args[0], shown[-1]))
+        for norm, total in zip(norms, totals, strict=True)
     ]
     model.eval()
     try:
-        for x_NCHW, _ in batches:
+        for x_NCHW, y_N in batches:
+            shown[:] = [y_N]
             with autocast(device):
                 model(x_NCHW)
     finally:
         for hook in hooks:
             hook.remove()
-    found = []
-    for (total, squares, means, means_squared), (pixels, views) in zip(sums, seen, strict=True):
-        var_C = squares / pixels - (total / pixels) ** 2
-        between_C = means_squared / views - (means / views) ** 2
-        error_C = (between_C.clamp_min(0) / images).sqrt()
-        found.append(Moments((total / pixels).float(), var_C.float(), error_C.float()))
-    return found
+    return [total.moments(torch.bincount(labels_N, minlength=n_classes)) for total in totals]
+
+
+class _Totals:
+    """Running sums of one batch norm's inputs, in float64."""
+
+    def __init__(self, n_classes: int, channels: int, device: torch.device) -> None:
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64, device=device)
+
+        self.squares_C, self.means_squared_C = zeros(channels), zeros(channels)
+        self.means_KC, self.views_K = zeros(n_classes, channels), zeros(n_classes)
+        self.pixels = 0
+
+    def add(self, x_NCHW: Tensor, y_N: Tensor) -> None:
+        x_NCHW = x_NCHW.double()
+        mean_NC = x_NCHW.mean((2, 3))
+        self.squares_C += x_NCHW.square().sum((0, 2, 3))
+        self.means_squared_C += mean_NC.square().sum(0)
+        self.means_KC.index_add_(0, y_N, mean_NC)
+        self.views_K += torch.bincount(y_N, minlength=len(self.views_K))
+        self.pixels += x_NCHW.numel() // x_NCHW.shape[1]
+
+    def moments(self, images_K: Tensor) -> Moments:
+        views = self.views_K.sum()
+        mean_C = self.means_KC.sum(0) / views
+        var_C = self.squares_C / self.pixels - mean_C**2
+        between_C = (self.means_squared_C / views - mean_C**2).clamp_min(0)
+        error_C = (between_C / images_K.sum()).sqrt()
+        class_mean_KC = self.means_KC / self.views_K.clamp_min(1)[:, None]
+        return Moments(
+            mean_C.float(), var_C.float(), error_C.float(), class_mean_KC.float(), images_K.float()
+        )
 
 
 @dataclass(frozen=True)
@@ -94,7 +122,7 @@ class Evidence:
     """What one batch norm remembers that the clean split does not show, a value a channel [C].
 
     excess: of variance, 0 where there is none. shift: stored minus clean mean; for a poison rate p
-    the displacement of triggered images is about shift / p. error: the shift's standard error.
+    triggered images are displaced by about shift / p. error: the shift's standard error.
     """
 
     excess_C: Tensor
@@ -102,14 +130,19 @@ class Evidence:
     error_C: Tensor
 
 
-def evidence(model: nn.Module, clean: list[Moments]) -> list[Evidence]:
-    """The evidence in every batch norm, in the order of `batch_norms`."""
+def evidence(model: nn.Module, clean: list[Moments], without: int | None = None) -> list[Evidence]:
+    """The evidence in every batch norm, in the order of `batch_norms`.
+
+    Args:
+        without: a class to leave out of the clean mean.
+    """
     found = []
     for norm, moments in zip(batch_norms(model), clean, strict=True):
         assert norm.running_mean is not None
         assert norm.running_var is not None
         excess_C = excess_variance(norm.running_var, moments.var_C)
-        found.append(Evidence(excess_C, norm.running_mean - moments.mean_C, moments.error_C))
+        mean_C = moments.mean_C if without is None else moments.mean_without(without)
+        found.append(Evidence(excess_C, norm.running_mean - mean_C, moments.error_C))
     return found
 
 

@@ -11,11 +11,12 @@ standard error: it is drawn too.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
+from ngf.device import autocast
 from ngf.models import batch_norms
 from ngf.norms import Evidence
 from ngf.training import Batch
@@ -24,6 +25,33 @@ from ngf.training import Batch
 # position, as by a patch, where the shift of the mean is that much larger.
 SHARE_AT_ONE_POSITION = 0.5
 GAIN_AT_ONE_POSITION = 4
+
+
+MAJORITY = 0.5  # of moved images must agree on a class
+
+
+@torch.no_grad()
+def suspected_target(
+    model: nn.Module, found: list[Evidence], batches: Iterable[Batch], reach: float
+) -> int | None:
+    """The class to which the remembered shift sends clean images; None where they do not agree."""
+    strongest = max(range(len(found)), key=lambda layer: found[layer].excess_C.sum().item())
+    shift_C = found[strongest].shift_C
+
+    def displace(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        args[0].add_((reach * shift_C)[:, None, None].to(args[0].dtype))
+
+    hook = batch_norms(model)[strongest].register_forward_pre_hook(displace)
+    votes = []
+    try:
+        for x_NCHW, _ in batches:
+            with autocast(x_NCHW.device):
+                votes.append(model(x_NCHW).argmax(1))
+    finally:
+        hook.remove()
+    count_K = torch.bincount(torch.cat(votes))
+    agreed = count_K.max() > MAJORITY * count_K.sum()
+    return int(count_K.argmax()) if agreed else None
 
 
 class Replay:

@@ -17,7 +17,7 @@ from ngf.defenses import Clean, Purified
 from ngf.fisher.natural import Rule, descend
 from ngf.models import Classifier, batch_norms
 from ngf.progress import track
-from ngf.replay import Replay
+from ngf.replay import Replay, suspected_target
 from ngf.training import Batch, Batches
 
 
@@ -46,8 +46,8 @@ def purify(
         lr, eta, damping: see `ngf.fisher.natural.Rule`.
         shift: pixels of random translation in every view.
 
-    The note `suspicion` is the summed excess variance: large where training images carried a
-    pattern that the clean split lacks.
+    Notes: `suspicion` is the summed excess variance, large where training images carried a pattern
+    that the clean split lacks; `suspected_target` the class that the pattern leads to, or -1.
     """
     batches = Batches(
         clean.x_NHWC, clean.y_N, size=batch_size, shift=shift, flip=clean.flip, seed=seed
@@ -62,8 +62,13 @@ def purify(
     if not batch_norms(model):
         tuned = descend(model, batches, steps=steps, views=views, rule=rule, generator=generator)
         return Purified(model, tuned, steps)
-    moments = norms.input_moments(model, shown("look for evidence"), len(clean.y_N), device)
+    n_classes = len(model.card["classes"])
+    moments = norms.input_moments(model, shown("look for evidence"), clean.y_N, n_classes)
     found = norms.evidence(model, moments)
+    target = suspected_target(model, found, batches.take(batches.per_epoch), reach)
+    # Against the other classes alone the shift also points to where the decision for the target
+    # lies; against all of them it stops short of it.
+    found = norms.evidence(model, moments, without=target)
     norms.damp(model, found, suppression)
     norms.recalibrate(model, shown("recalibrate"), device)
     replay = Replay(model, found, reach, generator)
@@ -72,4 +77,5 @@ def purify(
     )
     norms.recalibrate(model, shown("recalibrate again"), device)
     suspicion = sum(layer.excess_C.sum().item() for layer in found)
-    return Purified(model, tuned, steps, {"suspicion": suspicion})
+    notes = {"suspicion": suspicion, "suspected_target": -1 if target is None else target}
+    return Purified(model, tuned, steps, notes)
