@@ -6,7 +6,6 @@ from torch import nn
 from ngf import norms
 from ngf.models import batch_norms
 
-
 LABELS = torch.arange(16) % 3
 
 
