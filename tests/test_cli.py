@@ -161,6 +161,36 @@ BAD = {
         None,
         "--poison and --trigger go together",
     ),
+    "no epochs": (
+        ("train", "--dataset", "colours", "--train", "train", "--out", "out"),
+        lambda w: change(w, train__colours__epochs=0),
+        "epochs must be at least 1, got 0",
+    ),
+    "empty batches": (
+        (*PURIFY, "--defense", "ngf"),
+        lambda w: change(w, defenses__ngf__batch_size=0),
+        "batch_size must be at least 1, got 0",
+    ),
+    "negative seed": (
+        ("poison", "--train", "train", "--attack", "blend", "--out", "out"),
+        lambda w: change(w, attacks__blend__seed=-1),
+        "attacks.blend.seed must be at least 0, got -1",
+    ),
+    "unknown depth": (
+        ("train", "--dataset", "colours", "--train", "train", "--out", "out"),
+        lambda w: change(w, train__colours__model__depth=19),
+        "unknown depth 19: there is 18, 34",
+    ),
+    "step too long": (
+        (*PURIFY, "--defense", "ngf"),
+        lambda w: change(w, defenses__ngf__lr=3.0),
+        "lr must lie between 0 and 1, got 3",
+    ),
+    "section that is no section": (
+        (*PURIFY, "--defense", "ngf"),
+        lambda w: change(w, defenses__ngf=5),
+        "must hold settings, not 5",
+    ),
     "no results": (("table",), None, "no results under runs"),
 }
 

@@ -77,7 +77,11 @@ def options(function: Callable[..., Any], given: Settings, where: str) -> dict[s
     if missing:
         raise InputError(f"{where}: missing key '{missing[0]}': it takes {known}")
     hints = typing.get_type_hints(function)
-    return {key: _convert(value, hints[key], f"{where}.{key}") for key, value in given.items()}
+    found = {key: _convert(value, hints[key], f"{where}.{key}") for key, value in given.items()}
+    for key, value in found.items():
+        if key.endswith("seed"):  # numpy takes no others
+            within(f"{where}.{key}", value, 0, math.inf)
+    return found
 
 
 def _convert(value: Any, kind: Any, where: str) -> Any:
@@ -113,4 +117,13 @@ def _convert_union(value: Any, kind: Any, where: str) -> Any:
 def within(where: str, value: float, low: float, high: float) -> None:
     """`InputError` unless low <= value <= high."""
     if not low <= value <= high:
-        raise InputError(f"{where} must lie between {low:g} and {high:g}, got {value:g}")
+        allowed = (
+            f"be at least {low:g}" if high == math.inf else f"lie between {low:g} and {high:g}"
+        )
+        raise InputError(f"{where} must {allowed}, got {value:g}")
+
+
+def at_least(low: float, **values: float) -> None:
+    """`InputError` for the first value below `low`, by its name."""
+    for name, value in values.items():
+        within(name, value, low, math.inf)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ngf import params
 from ngf.device import autocast
 from ngf.progress import track
 
@@ -63,6 +64,10 @@ class Recipe:
     reference_seed: int
     victim_seed: int
 
+    def __post_init__(self) -> None:
+        params.at_least(1, epochs=self.epochs)
+        params.at_least(0, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+
 
 class Batches:
     """Endless augmented batches of a data set that lies on the device as a whole.
@@ -74,6 +79,8 @@ class Batches:
     def __init__(
         self, x_NHWC: Tensor, y_N: Tensor, *, size: int, shift: int, flip: bool, seed: int
     ) -> None:
+        params.at_least(1, batch_size=size)
+        params.within("shift", shift, 0, min(x_NHWC.shape[1:3]) - 1)
         self.x_NHWC, self.y_N = x_NHWC, y_N
         self.size = min(size, len(y_N))
         self.shift, self.flip = shift, flip

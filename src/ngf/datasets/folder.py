@@ -10,7 +10,7 @@ import numpy as np
 
 from ngf.datasets import Source
 from ngf.errors import InputError
-from ngf.params import within
+from ngf.params import at_least, within
 from ngf.progress import track
 from ngf.split import stratified
 
@@ -24,6 +24,7 @@ def load(*, root: str, image_size: int, flip: bool, test_fraction: float, seed: 
         flip: whether a mirrored image keeps its class. test_fraction: of each class, where the
             tree has no test/ of its own.
     """
+    at_least(1, image_size=image_size)
     top = Path(root)
     if not top.is_dir():
         raise InputError(f"no folder {top}")

@@ -6,6 +6,7 @@ The reference point of the literature; BackdoorBench's settings are 100 epochs, 
 
 import torch
 
+from ngf import params
 from ngf.defenses import Clean, Purified
 from ngf.models import Classifier
 from ngf.training import Batches, fit
@@ -24,6 +25,8 @@ def purify(
     seed: int,
 ) -> Purified:
     """Train all parameters, norm statistics included, for `epochs` passes over the clean split."""
+    params.at_least(1, epochs=epochs)
+    params.at_least(0, lr=lr, momentum=momentum, weight_decay=weight_decay)
     batches = Batches(
         clean.x_NHWC, clean.y_N, size=batch_size, shift=shift, flip=clean.flip, seed=seed
     )

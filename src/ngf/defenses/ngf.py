@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ngf import norms
+from ngf import norms, params
 from ngf.defenses import Clean, Purified
 from ngf.fisher.natural import Rule, descend
 from ngf.models import Classifier, batch_norms
@@ -49,6 +49,8 @@ def purify(
     Notes: `suspicion` is the summed excess variance, large where training images carried a pattern
     that the clean split lacks; `suspected_target` the class that the pattern leads to, or -1.
     """
+    params.at_least(1, views=views)
+    params.at_least(0, steps=steps, reach=reach, suppression=suppression)
     batches = Batches(
         clean.x_NHWC, clean.y_N, size=batch_size, shift=shift, flip=clean.flip, seed=seed
     )

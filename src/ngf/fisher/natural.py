@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ngf import params
 from ngf.device import autocast
 from ngf.errors import InputError
 from ngf.fisher.along import fisher_along
@@ -48,6 +49,10 @@ class Rule:
     lr: float
     eta: float
     damping: float
+
+    def __post_init__(self) -> None:
+        params.within("lr", self.lr, 0, 1)
+        params.at_least(0, eta=self.eta, damping=self.damping)
 
 
 def descend(

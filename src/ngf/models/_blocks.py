@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from ngf import params
 from ngf.errors import InputError
 
 # Blocks in each of the four groups (He et al. 2016, table 1).
@@ -17,6 +18,7 @@ def conv3x3(inside: int, outside: int, stride: int = 1) -> nn.Conv2d:
 
 def small_image_stem(width: int, stride: int) -> nn.Conv2d:
     """3x3 at stride 1 (the usual CIFAR stem), or 4x4 at stride 2: a quarter of the work."""
+    params.at_least(1, width=width)
     if stride == 1:
         return conv3x3(3, width)
     if stride == 2:
