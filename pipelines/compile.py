@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 
 from ngf import params
-from ngf.errors import InputError
 
 
 def compile_pair(dataset: str, attack: str, numbers: params.Settings, out: Path) -> Path:
@@ -13,10 +12,11 @@ def compile_pair(dataset: str, attack: str, numbers: params.Settings, out: Path)
 
     from pipelines.purification import build
 
-    for section, name in (("datasets", dataset), ("train", dataset), ("attacks", attack)):
-        if name not in numbers[section]:
-            there = ", ".join(numbers[section])
-            raise InputError(f"params.yaml has no '{section}.{name}': there is {there}")
+    needed = ["prepare", "evaluate", "promote", "cluster", f"attacks.{attack}"]
+    needed += [f"{section}.{dataset}" for section in ("datasets", "train")]
+    needed += [f"defenses.{defense}" for defense in numbers["grid"]["defenses"]]
+    for path in needed:
+        params.section(numbers, path, Path("params.yaml"))
     out.mkdir(parents=True, exist_ok=True)
     package = out / f"ngf-{dataset}-{attack}.yaml"
     compiler.Compiler().compile(build(dataset, attack, numbers), str(package))
@@ -42,4 +42,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from ngf.cli import one_line_for_bad_input
+
+    with one_line_for_bad_input():
+        main()

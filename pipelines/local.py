@@ -41,7 +41,7 @@ def main() -> None:
     arguments = parser.parse_args()
     numbers = params.read(arguments.params)
     measured = run_pair(arguments.dataset, arguments.attack, numbers, arguments.root)
-    differ = False
+    differ = not measured
     for defense, content in sorted(measured.items()):
         twin = Path("runs", arguments.dataset, arguments.attack, defense, "evaluation/metrics.json")
         if not twin.exists():
@@ -54,4 +54,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from ngf.cli import one_line_for_bad_input
+
+    with one_line_for_bad_input():
+        main()

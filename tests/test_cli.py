@@ -174,7 +174,7 @@ BAD = {
     "negative seed": (
         ("poison", "--train", "train", "--attack", "blend", "--out", "out"),
         lambda w: change(w, attacks__blend__seed=-1),
-        "attacks.blend.seed must be at least 0, got -1",
+        "attacks.blend.seed must lie between 0 and 9.22337e+18, got -1",
     ),
     "unknown depth": (
         ("train", "--dataset", "colours", "--train", "train", "--out", "out"),
@@ -190,6 +190,26 @@ BAD = {
         (*PURIFY, "--defense", "ngf"),
         lambda w: change(w, defenses__ngf=5),
         "must hold settings, not 5",
+    ),
+    "another data set's split": (
+        ("train", "--dataset", "signs", "--train", "train", "--out", "out"),
+        None,
+        "train holds the data set 'colours', not 'signs'",
+    ),
+    "output over the working directory": (
+        (*PURIFY[:-3], ".", "--report", "r.json", "--defense", "none"),
+        None,
+        "--out . would replace the working directory",
+    ),
+    "output over a stranger's folder": (
+        (*PURIFY[:-3], "mine", "--report", "r.json", "--defense", "none"),
+        lambda w: ((w / "mine").mkdir(), (w / "mine" / "thesis.txt").write_text("x")),
+        "--out mine is a folder that no stage wrote",
+    ),
+    "output inside another": (
+        ("prepare", "--dataset", "signs", "--train", "a", "--clean", "a/b", "--test", "c"),
+        None,
+        "--clean a/b lies in --train a",
     ),
     "no results": (("table",), None, "no results under runs"),
 }

@@ -96,17 +96,20 @@ def test_gradients_flow_and_nothing_is_left_behind(arch):
     assert torch.equal(model(x_NCHW), before)
 
 
-def test_the_class_that_the_shift_leads_to_is_suspected():
+def suspect(shift_C: torch.Tensor, label: int) -> int | None:
+    """The suspected target for a shift at the last norm and images of one class."""
     model, x_NCHW = tiny_model(), torch.rand(16, 3, SIZE, SIZE)
-    last = len(batch_norms(model)) - 1
-    found = remembered(model, layer=last)
-    weight_C = batch_norms(model)[last].weight
-    towards_C = model.net[-1].weight[2] - model.net[-1].weight.mean(0)
-    found[last].shift_C.copy_((towards_C * weight_C.sign()).detach())
-    assert suspected_target(model, found, [(x_NCHW, None)], reach=1e4) == 2
     before = model(x_NCHW)
-    nothing = [Evidence(e.excess_C, torch.zeros_like(e.shift_C), e.error_C) for e in found]
-    votes = model(x_NCHW).argmax(1).bincount()
-    agreed = bool(votes.max() > 8)
-    assert (suspected_target(model, nothing, [(x_NCHW, None)], reach=1.0) is not None) == agreed
+    found = remembered(model, layer=len(batch_norms(model)) - 1)
+    found[-1].shift_C.copy_(shift_C)
+    target = suspected_target(model, found, [(x_NCHW, torch.full((16,), label))], reach=1e4)
     assert torch.equal(model(x_NCHW), before)
+    return target
+
+
+def test_the_class_that_the_shift_leads_to_is_suspected():
+    model = tiny_model()
+    weight_CF = model.net[-1].weight.detach()
+    towards_F = (weight_CF[2] - weight_CF.mean(0)) * batch_norms(model)[-1].weight.detach().sign()
+    assert suspect(towards_F, label=0) == 2
+    assert suspect(towards_F, label=2) is None, "a class's own images are no witnesses"

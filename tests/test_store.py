@@ -7,6 +7,7 @@ from conftest import tiny_model
 
 from ngf import store
 from ngf.attacks import Poison, Trigger
+from ngf.datasets import Split
 from ngf.errors import InputError
 
 
@@ -70,7 +71,8 @@ def test_poison_and_trigger_come_back(tmp_path):
     rows = np.array([1, 5])
     poison = Poison(rows, np.ones((2, 4, 4, 3), np.uint8), np.array([1, 1]), trigger)
     store.save_poison(tmp_path / "poison", poison)
-    back = store.load_poison(tmp_path / "poison")
+    split = Split(np.zeros((9, 4, 4, 3), np.uint8), np.zeros(9, int), "d", ("a", "b"), [], [], True)
+    back = store.load_poison(tmp_path / "poison", split)
     assert np.array_equal(back.rows_P, rows)
     assert np.array_equal(back.x_PHWC, poison.x_PHWC)
     assert (back.trigger.attack, back.trigger.target) == ("blend", 1)

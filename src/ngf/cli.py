@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,15 +97,22 @@ def version() -> None:
     print(__version__)
 
 
-def main() -> None:
-    """Run the command. Bad input is one line on standard error and exit code 2."""
+@contextlib.contextmanager
+def one_line_for_bad_input() -> Iterator[None]:
+    """Bad input is one line on standard error and exit code 2; a lost registry is exit code 1."""
     from ngf.lineage import LineageError
 
     try:
-        app(prog_name="ngf")
+        yield
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     except LineageError as error:
         print(f"error: MLflow: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def main() -> None:
+    """Run the command."""
+    with one_line_for_bad_input():
+        app(prog_name="ngf")

@@ -23,8 +23,11 @@ def deterministic(seed: int) -> torch.device:
     torch keeps that promise only where a deterministic kernel exists (it warns where not), and
     two models of GPU differ in any case.
     """
+    import os
+
     import torch
 
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may differ
     torch.manual_seed(seed)
     torch.use_deterministic_algorithms(True, warn_only=True)
     return pick()

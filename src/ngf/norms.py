@@ -111,9 +111,10 @@ class _Totals:
         var_C = self.squares_C / self.pixels - mean_C**2
         between_C = (self.means_squared_C / views - mean_C**2).clamp_min(0)
         error_C = (between_C / images_K.sum()).sqrt()
+        shown_K = images_K * (self.views_K > 0)
         class_mean_KC = self.means_KC / self.views_K.clamp_min(1)[:, None]
         return Moments(
-            mean_C.float(), var_C.float(), error_C.float(), class_mean_KC.float(), images_K.float()
+            mean_C.float(), var_C.float(), error_C.float(), class_mean_KC.float(), shown_K.float()
         )
 
 

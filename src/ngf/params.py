@@ -25,6 +25,8 @@ def read(file: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
         raise InputError(f"{file} is not valid YAML: {problem}") from error
+    except (ValueError, RecursionError) as error:  # bytes that are no text, dates that are none
+        raise InputError(f"{file} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise InputError(f"{file} must hold sections (a YAML mapping)")
     return content
@@ -79,8 +81,8 @@ def options(function: Callable[..., Any], given: Settings, where: str) -> dict[s
     hints = typing.get_type_hints(function)
     found = {key: _convert(value, hints[key], f"{where}.{key}") for key, value in given.items()}
     for key, value in found.items():
-        if key.endswith("seed"):  # numpy takes no others
-            within(f"{where}.{key}", value, 0, math.inf)
+        if key.endswith("seed") and isinstance(value, int):  # numpy and torch take no others
+            within(f"{where}.{key}", value, 0, 2**63 - 1)
     return found
 
 
@@ -92,7 +94,8 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         (inner,) = typing.get_args(kind)
         return [_convert(item, inner, where) for item in value]
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is float and number and math.isfinite(value):
+    number = number and math.isfinite(value)
+    if kind is float and number:
         return float(value)
     if kind is int and number and value == int(value):
         return int(value)

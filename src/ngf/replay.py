@@ -1,8 +1,8 @@
 """Replay: clean images that feel triggered, from what batch norm remembers.
 
 The stored means minus the clean means point, in every layer, from clean to triggered activations
-(on the project's BadNets and Blend victims the cosine with the true displacement is 0.9 to 0.96 in
-the last stage). So a clean image's activations, moved along that shift, stand for the triggered
+(on the project's BadNets and Blend victims the cosine with the true displacement is 0.87 to 0.96
+in the last stage). So a clean image's activations, moved along that shift, stand for the triggered
 image that the defender does not have, and its true label is known. The division by the poison rate
 is unknown: the move's length is drawn anew for each image. The shift itself is known only up to its
 standard error: it is drawn too.
@@ -27,7 +27,7 @@ SHARE_AT_ONE_POSITION = 0.5
 GAIN_AT_ONE_POSITION = 4
 
 
-MAJORITY = 0.5  # of moved images must agree on a class
+MAJORITY = 0.5  # of all moved images must be sent to a class that is not theirs
 
 
 @torch.no_grad()
@@ -42,15 +42,18 @@ def suspected_target(
         args[0].add_((reach * shift_C)[:, None, None].to(args[0].dtype))
 
     hook = batch_norms(model)[strongest].register_forward_pre_hook(displace)
-    votes = []
+    votes: list[Tensor] = []
+    voters = 0
     try:
-        for x_NCHW, _ in batches:
+        for x_NCHW, y_N in batches:
             with autocast(x_NCHW.device):
-                votes.append(model(x_NCHW).argmax(1))
+                answer_N = model(x_NCHW).argmax(1)
+            voters += len(y_N)
+            votes.append(answer_N[answer_N != y_N])  # a class's own images are no witnesses
     finally:
         hook.remove()
-    count_K = torch.bincount(torch.cat(votes))
-    agreed = count_K.max() > MAJORITY * count_K.sum()
+    count_K = torch.bincount(torch.cat(votes), minlength=1)
+    agreed = count_K.max() > MAJORITY * voters
     return int(count_K.argmax()) if agreed else None
 
 

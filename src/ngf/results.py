@@ -46,7 +46,7 @@ def render(rows: Sequence[Mapping[str, Any]], form: str) -> str:
 
 
 def _row(file: Path, gate: Gate) -> dict[str, Any]:
-    metrics = store.read_json(file)
+    metrics = store.load_metrics(file.parent)
     report = store.read_json(file.parent.parent / "report.json")
     values = {
         f"{whose}_{key}": None if metrics[whose][key] is None else metrics[whose][key]["value"]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ngf.models import Classifier
 
 READ_SIZE = 1 << 20
+MARKS = ("card.json", "rows.npy", "metrics.json")  # one of them lies in every artifact folder
 
 
 # Writing whole or not at all ------------------------------------------------------------------
@@ -39,10 +40,14 @@ def whole(targets: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
 
     A block that fails, or is killed, leaves the targets as they were.
     """
+    _check_targets(targets)
     partial = {name: path.with_name(f".{path.name}.partial") for name, path in targets.items()}
-    for path in partial.values():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove(path)  # what a killed run left
+    try:
+        for path in partial.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove(path)  # what a killed run left
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
     try:
         yield partial
         for name, path in targets.items():
@@ -51,6 +56,20 @@ def whole(targets: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
     finally:
         for path in partial.values():
             remove(path)
+
+
+def _check_targets(targets: Mapping[str, Path]) -> None:
+    """`InputError` where moving outputs in place would delete something that is not an output."""
+    resolved = {name: path.resolve() for name, path in targets.items()}
+    for name, path in resolved.items():
+        if Path.cwd().is_relative_to(path):
+            raise InputError(f"--{name} {targets[name]} would replace the working directory")
+        for other, place in resolved.items():
+            if other != name and path.is_relative_to(place):
+                raise InputError(f"--{name} {targets[name]} lies in --{other} {targets[other]}")
+        stranger = path.is_dir() and any(path.iterdir())
+        if stranger and not any((path / f).exists() for f in MARKS):
+            raise InputError(f"--{name} {targets[name]} is a folder that no stage wrote")
 
 
 def remove(path: Path) -> None:
@@ -97,8 +116,10 @@ def _array(path: Path, *, mapped: bool = False) -> np.ndarray:
         stored: np.ndarray = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
     except FileNotFoundError as error:
         raise InputError(f"no file {path}") from error
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # numpy lets zipfile, tokenize and mmap speak for themselves
         raise InputError(f"{path} is damaged or is not an array: {error}") from error
+    if not isinstance(stored, np.ndarray):
+        raise InputError(f"{path} is damaged or is not an array: it is an archive")
     return stored
 
 
@@ -109,6 +130,9 @@ def _card(folder: Path, what: str, keys: tuple[str, ...]) -> dict[str, Any]:
     missing = [key for key in keys if key not in card]
     if missing:
         raise InputError(f"{folder} is not a {what}: its card lacks '{missing[0]}'")
+    for key in {"classes", "mean", "std"} & set(keys):
+        if not isinstance(card[key], list) or not card[key]:
+            raise InputError(f"{folder} is not a {what}: '{key}' of its card is no list")
     return card
 
 
@@ -126,11 +150,24 @@ def save_split(folder: Path, split: Split) -> None:
 def load_split(folder: Path) -> Split:
     from ngf.datasets import Split
 
-    card = _card(folder, "split", ("dataset", "classes", "mean", "std", "flip"))
+    keys = ("dataset", "classes", "mean", "std", "flip")
+    card = _card(folder, "split", keys)
     x_NHWC, y_N = _array(folder / "x.npy", mapped=True), _array(folder / "y.npy")
-    if x_NHWC.ndim != 4 or len(x_NHWC) != len(y_N) or not len(y_N):
-        raise InputError(f"{folder} holds images of shape {x_NHWC.shape} and {len(y_N)} labels")
-    return Split(x_NHWC, y_N, **{**card, "classes": tuple(card["classes"])})
+    _check_images(folder, x_NHWC, y_N, len(card["classes"]))
+    if not len(y_N):
+        raise InputError(f"{folder} holds no image")
+    return Split(
+        x_NHWC, y_N, **{key: card[key] for key in keys} | {"classes": tuple(card["classes"])}
+    )
+
+
+def _check_images(folder: Path, x_NHWC: np.ndarray, y_N: np.ndarray, n_classes: int) -> None:
+    if x_NHWC.dtype != np.uint8 or x_NHWC.ndim != 4 or x_NHWC.shape[3] != 3:
+        raise InputError(f"{folder} must hold uint8 images [N, H, W, 3], not {x_NHWC.shape}")
+    if y_N.dtype != np.int64 or y_N.shape != x_NHWC.shape[:1]:
+        raise InputError(f"{folder} holds {len(x_NHWC)} images and labels of shape {y_N.shape}")
+    if y_N.size and not 0 <= y_N.min() <= y_N.max() < n_classes:
+        raise InputError(f"{folder} has labels {y_N.min()} to {y_N.max()} for {n_classes} classes")
 
 
 # Poison and triggers --------------------------------------------------------------------------
@@ -144,11 +181,16 @@ def save_poison(folder: Path, poison: Poison) -> None:
     save_trigger(folder / "trigger", poison.trigger)
 
 
-def load_poison(folder: Path) -> Poison:
+def load_poison(folder: Path, split: Split) -> Poison:
+    """The overlay in `folder`, which must fit the split that it was made for."""
     from ngf.attacks import Poison
 
     trigger = load_trigger(folder / "trigger")
     rows_P, x_PHWC, y_P = (_array(folder / f"{name}.npy") for name in ("rows", "x", "y"))
+    _check_images(folder, x_PHWC, y_P, len(split.classes))
+    fits = rows_P.shape == y_P.shape and x_PHWC.shape[1:] == split.x_NHWC.shape[1:]
+    if not fits or (rows_P.size and not 0 <= rows_P.min() <= rows_P.max() < len(split.y_N)):
+        raise InputError(f"{folder} was not made for this training split")
     return Poison(rows_P, x_PHWC, y_P, trigger)
 
 
@@ -187,7 +229,19 @@ def load_model(folder: Path) -> Classifier:
     except RuntimeError as error:
         problem = " ".join(str(error).split())
         raise InputError(f"the weights in {folder} do not fit its card: {problem}") from error
+    if not all(weight.isfinite().all() for weight in weights.values()):
+        raise InputError(f"the weights in {folder} are not finite: its training diverged")
     return model.eval()
+
+
+def load_metrics(folder: Path) -> dict[str, Any]:
+    """What `evaluate` wrote into `folder`."""
+    metrics = read_json(folder / "metrics.json")
+    wanted = ("dataset", "attack", "defense", "implanted", "model", "victim", "reference")
+    missing = [key for key in wanted if key not in metrics]
+    if missing:
+        raise InputError(f"{folder / 'metrics.json'} is no evaluation: it lacks '{missing[0]}'")
+    return metrics
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

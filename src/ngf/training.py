@@ -137,7 +137,7 @@ def one_cycle(
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """Nesterov SGD under a one-cycle schedule (Smith & Topin 2017, arXiv 1708.07120)."""
     optimizer = torch.optim.SGD(
-        model.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=True
+        model.parameters(), lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, lr, total_steps=steps + 1, pct_start=0.25, cycle_momentum=False

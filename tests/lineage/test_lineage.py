@@ -147,7 +147,7 @@ def test_work_goes_on_without_mlflow_and_says_so(tracked, monkeypatch, capfd):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     plant(tracked)
-    assert store.load_poison(tracked / "poison").rows_P.shape == (6,)
+    assert store.load_poison(tracked / "poison", colour_split(60, 0)).rows_P.shape == (6,)
     said = capfd.readouterr().err
     assert "this run is not in MLflow (http://127.0.0.1:9)" in said
     assert said.count("\n") == 1

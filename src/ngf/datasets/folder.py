@@ -24,7 +24,7 @@ def load(*, root: str, image_size: int, flip: bool, test_fraction: float, seed: 
         flip: whether a mirrored image keeps its class. test_fraction: of each class, where the
             tree has no test/ of its own.
     """
-    at_least(1, image_size=image_size)
+    at_least(8, image_size=image_size)
     top = Path(root)
     if not top.is_dir():
         raise InputError(f"no folder {top}")
@@ -86,5 +86,5 @@ def _image(file: Path, size: int) -> np.ndarray:
         with Image.open(file) as image:
             resized = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
             return np.asarray(resized)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's ways to say: damaged
+    except Exception as error:  # Pillow's readers have many ways to say: damaged
         raise InputError(f"cannot read image {file}: {error}") from error

@@ -92,8 +92,8 @@ def descend(
         size = rule.lr * _dot(move, move).sqrt()
         if not torch.isfinite(size):
             raise InputError(
-                f"natural gradient: the Fisher is singular at step {step}: "
-                f"raise the damping (now {rule.damping:g})"
+                f"natural gradient: step {step} is not finite: the Fisher is singular or images "
+                f"were moved too far; raise the damping (now {rule.damping:g}) or lower the reach"
             )
         scale = rule.lr * (longest / size).clamp_max(1)
         with torch.no_grad():

@@ -51,6 +51,7 @@ class Record:
         self._closing: dict[str, Any] = {"status": "FAILED"}
         self._started = time.perf_counter()
         self._opened: dict[str, Any] | None = None
+        self._sent = False
         self._recorder = subprocess.Popen(
             [sys.executable, "-m", "ngf.lineage.recorder"],
             stdin=subprocess.PIPE,
@@ -74,6 +75,7 @@ class Record:
             for key, path in reads.items()
         }
         self._say(self._opening)
+        self._sent = True
 
     def run_id(self) -> str:
         """The MLflow run; waits until it is open. `LineageError` where it cannot be."""
@@ -109,6 +111,8 @@ class Record:
     def close(self) -> None:
         """Send the end and wait until it is written; say so on standard error where it is not."""
         try:
+            if not self._sent:  # the stage failed before there was anything to record
+                return
             self.run_id()
             self._say({**self._closing, "time_ms": _now_ms()})
             answer = self._hear()
@@ -124,7 +128,7 @@ class Record:
     def _say(self, message: dict[str, Any]) -> None:
         assert self._recorder.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # a dead recorder is found when it is heard
-            self._recorder.stdin.write(json.dumps(message) + "\n")
+            self._recorder.stdin.write(json.dumps(message, default=str) + "\n")
             self._recorder.stdin.flush()
 
     def _hear(self) -> dict[str, Any]:

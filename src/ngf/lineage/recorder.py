@@ -6,6 +6,7 @@ It reads a JSON line when the stage starts and one when it ends, and answers eac
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import json
 import os
@@ -32,8 +33,12 @@ class Run:
         given = os.environ.get("MLFLOW_RUN_ID")
         self.ours = given is None
         self.run_id = given or self._create(opening)
-        self._log_settings(opening["settings"])
-        self._log_inputs("read", opening["reads"])
+        try:
+            self._log_settings(opening["settings"])
+            self._log_inputs("read", opening["reads"])
+        except Exception:
+            self.end("FAILED", _now_ms())
+            raise
 
     def close(self, closing: dict[str, Any]) -> None:
         for key, value in closing.get("metrics", {}).items():
@@ -60,7 +65,7 @@ class Run:
             "ngf.stage": opening["stage"],
             "mlflow.source.type": "LOCAL",
             "mlflow.source.name": f"ngf {opening['stage']}",
-            "mlflow.user": getpass.getuser(),
+            "mlflow.user": _user(),
         }
         if revision := _git_revision():
             tags["mlflow.source.git.commit"] = revision
@@ -124,8 +129,24 @@ class Run:
 
 
 def _git_revision() -> str | None:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except OSError:  # an image needs no git
+        return None
     return done.stdout.strip() or None
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a cluster may run a pod as a number without a name
+        return str(os.getuid())
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _answer(message: dict[str, Any]) -> None:
@@ -141,10 +162,11 @@ def main() -> None:
         if opening is None:
             return
         run = Run(MlflowClient(), opening)
-        _answer({"run_id": run.run_id})
+        with contextlib.suppress(BrokenPipeError):
+            _answer({"run_id": run.run_id})
         line = sys.stdin.readline()
         if not line:  # the stage's process is gone
-            run.end("KILLED", time.time_ns() // 1_000_000)
+            run.end("KILLED", _now_ms())
             return
         run.close(json.loads(line))
         _answer({})

@@ -48,6 +48,7 @@ def register(
                 name="model",
                 signature=infer_signature(example_NCHW, logits_NC),
                 input_example=example_NCHW,
+                serialization_format="pt2",
                 pip_requirements=[f"torch=={torch.__version__.split('+')[0]}"],
                 metadata={"classes": model.card["classes"]},
             )

@@ -28,7 +28,7 @@ def promote(
     from ngf.lineage.registry import register
     from ngf.progress import busy
 
-    metrics = store.read_json(evaluation / "metrics.json")
+    metrics = store.load_metrics(evaluation)
     gate = params.parse(Gate, settings["gate"], "promote")
     reasons = objections(metrics, gate)
     name = f"ngf-{metrics['dataset']}-{metrics['attack']}"

@@ -29,6 +29,8 @@ def train(
     settings: Sections,
 ) -> Outcome:
     """Train the clean reference or, with an attack's overlay, a victim."""
+    import math
+
     from ngf import device, params, store
     from ngf.errors import InputError
     from ngf.training import Recipe
@@ -36,7 +38,9 @@ def train(
     if (poison is None) != (trigger is None):
         raise InputError("train: --poison and --trigger go together: a victim has both")
     split = store.load_split(train)
-    planted = store.load_poison(poison) if poison else None
+    if split.dataset != dataset:
+        raise InputError(f"{train} holds the data set '{split.dataset}', not '{dataset}'")
+    planted = store.load_poison(poison, split) if poison else None
     recipe = params.parse(Recipe, settings["recipe"], f"train.{dataset}")
     seed = recipe.victim_seed if planted else recipe.reference_seed
     device.deterministic(seed)
@@ -44,6 +48,8 @@ def train(
     role, attack = ("victim", planted.trigger.attack) if planted else ("reference", "none")
     model = _build(split, recipe, attack)
     losses = _fit(model, _batches(split, planted, recipe, seed), recipe, f"train {role}")
+    if not math.isfinite(losses[-1]):
+        raise InputError(f"training diverged (loss {losses[-1]}): lower train.{dataset}.lr")
     store.save_model(out, model, role=role)
     if planted and trigger:
         store.save_trigger(trigger, planted.trigger)
