@@ -99,8 +99,9 @@ import mlflow, torch
 mlflow.set_tracking_uri("sqlite:///mlflow.db")
 client = mlflow.MlflowClient()
 runs = client.search_runs([client.get_experiment_by_name("ngf").experiment_id])
-stage = {run.info.run_id: run.info.run_name for run in runs}
-parents = {(run.info.run_name, stage.get(run.data.tags.get("mlflow.parentRunId"))) for run in runs}
+stage = {run.info.run_id: run.data.tags["ngf.stage"] for run in runs}
+parent = {run.info.run_id: stage.get(run.data.tags.get("mlflow.parentRunId")) for run in runs}
+parents = {(stage[run_id], parent[run_id]) for run_id in stage}
 assert parents == {("prepare", None), ("train", "prepare"), ("poison", "prepare"),
                    ("train", "poison"), ("purify", "train"), ("evaluate", "purify"),
                    ("promote", "evaluate")}, parents

@@ -71,7 +71,8 @@ def test_a_stage_is_a_run_whose_parent_wrote_what_it_reads(tracked, database):
     plant(tracked)
     train_victim(tracked)
     first, second = runs(tracked, database)
-    assert (first.info.run_name, second.info.run_name) == ("poison", "train")
+    assert first.info.run_name == "poison colours blend"
+    assert second.info.run_name == "train colours blend victim"
     assert first.info.status == second.info.status == "FINISHED"
     assert second.data.tags["mlflow.parentRunId"] == first.info.run_id
     assert first.data.params["options.alpha"] == "0.2"

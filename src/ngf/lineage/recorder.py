@@ -32,6 +32,7 @@ class Run:
         self.client = client
         given = os.environ.get("MLFLOW_RUN_ID")
         self.ours = given is None
+        self.stage = opening["stage"]
         self.run_id = given or self._create(opening)
         try:
             self._log_settings(opening["settings"])
@@ -48,6 +49,10 @@ class Run:
         tags = {**closing.get("tags", {}), **{WROTE + w["digest"]: k for k, w in wrote.items()}}
         if "message" in closing:
             tags["mlflow.note.content"] = closing["message"]
+        if self.ours and closing.get(
+            "tags"
+        ):  # "train signs badnets victim" tells more than "train"
+            tags["mlflow.runName"] = " ".join([self.stage, *closing["tags"].values()])
         for key, value in tags.items():
             self.client.set_tag(self.run_id, key, value)
         for key, artifact in wrote.items():
