@@ -47,7 +47,7 @@ class Record:
 
     def __init__(self, stage: str, settings: Mapping[str, Settings]) -> None:
         self._stage = stage
-        self._opening: dict[str, Any] = {"stage": stage, "settings": settings, "time_ms": _now_ms()}
+        self._opening: dict[str, Any] = {"stage": stage, "settings": settings, "time_ms": now_ms()}
         self._closing: dict[str, Any] = {"status": "FAILED"}
         self._started = time.perf_counter()
         self._opened: dict[str, Any] | None = None
@@ -114,7 +114,7 @@ class Record:
             if not self._sent:  # the stage failed before there was anything to record
                 return
             self.run_id()
-            self._say({**self._closing, "time_ms": _now_ms()})
+            self._say({**self._closing, "time_ms": now_ms()})
             answer = self._hear()
             if "error" in answer:
                 raise LineageError(answer["error"])
@@ -173,5 +173,6 @@ def current_run_id() -> str:
     return _current.run_id()
 
 
-def _now_ms() -> int:
+def now_ms() -> int:
+    """The time as MLflow counts it."""
     return time.time_ns() // 1_000_000

@@ -12,10 +12,10 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ngf.lineage import now_ms
 from ngf.lineage._client import one_line, prepare_environment
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Run:
             self._log_settings(opening["settings"])
             self._log_inputs("read", opening["reads"])
         except Exception:
-            self.end("FAILED", _now_ms())
+            self.end("FAILED", now_ms())
             raise
 
     def close(self, closing: dict[str, Any]) -> None:
@@ -150,10 +150,6 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 def _answer(message: dict[str, Any]) -> None:
     print(json.dumps(message), file=_OUT, flush=True)
 
@@ -171,7 +167,7 @@ def main() -> None:
             _answer({"run_id": run.run_id})
         line = sys.stdin.readline()
         if not line:  # the stage's process is gone
-            run.end("KILLED", _now_ms())
+            run.end("KILLED", now_ms())
             return
         run.close(json.loads(line))
         _answer({})
