@@ -11,6 +11,7 @@ def purify(
     clean: Input[Dataset],
     defense: str,
     options: dict,
+    protocol: dict,
     out: Output[Model],
     report: Output[Metrics],
 ):
@@ -18,6 +19,7 @@ def purify(
     from ngf import stages
 
     paths = {"model": model.path, "clean": clean.path, "out": out.path, "report": report.path}
-    outcome = stages.run("purify", settings={"options": options}, defense=defense, **paths)
+    settings = {"options": options, "protocol": protocol}
+    outcome = stages.run("purify", settings=settings, defense=defense, **paths)
     for name, value in outcome.metrics.items():
         report.log_metric(name, value)

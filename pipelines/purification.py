@@ -41,6 +41,7 @@ def build(dataset: str, attack: str, numbers: Mapping[str, Any]) -> Any:
         source: dict = numbers["datasets"][dataset],
         recipe: dict = numbers["train"][dataset],
         attack_options: dict = numbers["attacks"][attack],
+        safeguards: dict = numbers["purify"],
         thresholds: dict = numbers["evaluate"],
         gate: dict = numbers["promote"],
     ):
@@ -70,6 +71,7 @@ def build(dataset: str, attack: str, numbers: Mapping[str, Any]) -> Any:
                     clean=data["clean"],
                     defense=defense,
                     options=numbers["defenses"][defense],
+                    protocol=safeguards,
                 ),
                 f"purify {defense}",
                 gpu=True,

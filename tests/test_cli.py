@@ -70,6 +70,7 @@ def other_classes(folder: Path) -> None:
     store.write_json(folder / "card.json", {**card, "classes": [*card["classes"], "fourth"]})
 
 
+DEFENSES = "finetune, finetune_head, ft_sam, ngf, ngf_released, ngf_strict, none"
 BAD = {
     "unknown data set": (
         (*PREPARE, "--dataset", "sings"),
@@ -84,12 +85,22 @@ BAD = {
     "unknown defense": (
         (*PURIFY, "--defense", "nfg"),
         None,
-        "defenses holds finetune, ngf, none",
+        f"defenses holds {DEFENSES}",
     ),
     "section without plug-in": (
         (*PURIFY, "--defense", "magic"),
         lambda w: change(w, defenses__magic={}),
-        "unknown defense 'magic': there is finetune, ngf, none",
+        f"unknown defense 'magic': there is {DEFENSES}",
+    ),
+    "holdout out of reach": (
+        (*PURIFY, "--defense", "none"),
+        lambda w: change(w, purify__holdout=0.7),
+        "holdout must lie between 0 and 0.5, got 0.7",
+    ),
+    "diverged": (
+        (*PURIFY, "--defense", "finetune"),
+        lambda w: change(w, defenses__finetune__lr=1e30, defenses__finetune__epochs=3),
+        "defense 'finetune' diverged: net.",
     ),
     "unknown key": (
         (*PURIFY, "--defense", "finetune"),

@@ -1,12 +1,24 @@
+"""Batch-norm statistics: computed anew, or moved towards one batch's."""
+
+import copy
+
 import pytest
 import torch
-from conftest import SIZE, tiny_model
+from conftest import CLASSES, SIZE, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
-from ngf import norms
+from ngf import device, models, norms
 from ngf.models import batch_norms
 
-LABELS = torch.arange(16) % 3
+CPU = torch.device("cpu")
+LABELS = torch.arange(16) % CLASSES
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch):
+    monkeypatch.setattr(device, "native_bf16", lambda where: False)
 
 
 def batches(n: int = 4):
@@ -14,36 +26,21 @@ def batches(n: int = 4):
     return [(torch.rand(16, 3, SIZE, SIZE, generator=generator), LABELS) for _ in range(n)]
 
 
-CPU = torch.device("cpu")
+def without_batch_norm():
+    card = tiny_model().card
+    card["options"] = {**card["options"], "norm": "group"}
+    return models.build(card, [0.3] * 3, [0.2] * 3)
 
 
-def test_input_moments_equal_the_definition():
-    model = tiny_model()
-    seen: list[torch.Tensor] = []
-    hook = batch_norms(model)[3].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    found = norms.input_moments(model, batches(), LABELS, 3)
-    hook.remove()
-    x_NCHW, y_N = torch.cat(seen).double(), LABELS.repeat(4)
-    values_CP = x_NCHW.permute(1, 0, 2, 3).flatten(1)
-    mean_NC = x_NCHW.mean((2, 3))
-    close = {"rtol": 1e-5, "atol": 1e-6, "check_dtype": False}
-    torch.testing.assert_close(found[3].mean_C, values_CP.mean(1), **close)
-    torch.testing.assert_close(found[3].var_C, values_CP.var(1, correction=0), **close)
-    # Sixteen images, whatever their views.
-    torch.testing.assert_close(found[3].error_C, mean_NC.std(0, correction=0) / 4, **close)
-    torch.testing.assert_close(found[3].class_mean_KC[2], mean_NC[y_N == 2].mean(0), **close)
-    torch.testing.assert_close(found[3].mean_without(1), mean_NC[y_N != 1].mean(0), **close)
-    assert len(found) == len(batch_norms(model))
+def state(model) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize("without", [None, 1])
-def test_the_shift_is_stored_minus_clean(without):
-    model = tiny_model()
-    moments = norms.input_moments(model, batches(), LABELS, 3)
-    batch_norms(model)[2].running_mean.add_(0.5)
-    shift_C = norms.evidence(model, moments, without)[2].shift_C
-    clean_C = moments[2].mean_C if without is None else moments[2].mean_without(without)
-    torch.testing.assert_close(clean_C + shift_C, batch_norms(model)[2].running_mean)
+def equal(left, right) -> bool:
+    return all(torch.equal(left[key], right[key]) for key in left)
+
+
+# Computed anew --------------------------------------------------------------------------------
 
 
 def test_recalibration_takes_the_statistics_of_the_first_layer_from_the_batches():
@@ -52,54 +49,115 @@ def test_recalibration_takes_the_statistics_of_the_first_layer_from_the_batches(
     model[0].running_var.fill_(7)
     data = batches()
     norms.recalibrate(model, data, CPU)
-    values = torch.stack([x for x, _ in data])
-    torch.testing.assert_close(model[0].running_mean, values.mean((0, 1, 3, 4)), rtol=0.02, atol=0)
-    expected = torch.stack([x.var((0, 2, 3)) for x, _ in data]).mean(0)
-    torch.testing.assert_close(model[0].running_var, expected, rtol=0.05, atol=0)
+    means = torch.stack([x.double().mean((0, 2, 3)) for x, _ in data]).mean(0)
+    variances = torch.stack([x.double().var((0, 2, 3)) for x, _ in data]).mean(0)
+    close = {"rtol": 1e-5, "atol": 1e-6, "check_dtype": False}
+    torch.testing.assert_close(model[0].running_mean, means, **close)
+    torch.testing.assert_close(model[0].running_var, variances, **close)
     assert not model.training
 
 
-def test_channels_that_agree_carry_no_evidence():
-    clean_C = torch.rand(64) + 0.5
-    assert torch.all(norms.excess_variance(clean_C * 1.05, clean_C) == 0)
+def test_recalibration_forgets_what_the_statistics_were():
+    model, other = tiny_model(), tiny_model()
+    for norm in batch_norms(other):
+        norm.running_mean.add_(3)
+        norm.running_var.mul_(5)
+    norms.recalibrate(model, batches(), CPU)
+    norms.recalibrate(other, batches(), CPU)
+    assert equal(state(model), state(other))
+    assert not equal(state(model), state(tiny_model()))
 
 
-def test_a_widened_channel_stands_out_by_its_excess():
-    clean_C = torch.ones(64)
-    stored_C = clean_C.clone()
-    stored_C[5] = 3
-    excess_C = norms.excess_variance(stored_C, clean_C)
-    assert excess_C[5] == 2
-    assert excess_C.count_nonzero() == 1
+def test_recalibration_changes_no_parameter():
+    model, before = tiny_model(), dict(tiny_model().named_parameters())
+    norms.recalibrate(model, batches(), CPU)
+    assert equal(before, dict(model.named_parameters()))
+    assert all(norm.momentum == 0.1 for norm in batch_norms(model))
 
 
-def test_a_layer_full_of_widened_channels_cannot_hide_them():
-    assert torch.all(norms.excess_variance(torch.full((8,), 4.0), torch.ones(8)) > 2.9)
+def test_recalibration_without_batch_norm_only_sets_the_mode():
+    model, data = without_batch_norm().train(), iter(batches())
+    before = state(model)
+    norms.recalibrate(model, data, CPU)
+    assert equal(before, state(model))
+    assert not model.training
+    assert len(list(data)) == 4
 
 
-def excess(model, layer: int, channel: int, value: float) -> list[norms.Evidence]:
-    """Evidence in one channel alone."""
-    found = []
-    for index, norm in enumerate(batch_norms(model)):
-        excess_C = torch.zeros(norm.num_features)
-        if index == layer:
-            excess_C[channel] = value
-        found.append(norms.Evidence(excess_C, excess_C, torch.zeros_like(excess_C)))
-    return found
+# Moved towards one batch's --------------------------------------------------------------------
 
 
-def test_damping_shrinks_scales_by_the_formula():
+@given(st.floats(0, 1), st.integers(2, 9), st.integers(0, 2**31))
+@settings(deadline=None, max_examples=30)
+def test_one_layer_goes_the_share_momentum_of_the_way(momentum, count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    model = nn.Sequential(nn.BatchNorm2d(3)).double().eval()
+    model[0].running_mean.fill_(2)
+    model[0].running_var.fill_(5)
+    x_NCHW = torch.randn(count, 3, 4, 5, generator=generator, dtype=torch.float64)
+    norms.follow(model, x_NCHW, momentum)
+    mean_C, var_C = x_NCHW.mean((0, 2, 3)), x_NCHW.var((0, 2, 3))
+    torch.testing.assert_close(model[0].running_mean, (1 - momentum) * 2 + momentum * mean_C)
+    torch.testing.assert_close(model[0].running_var, (1 - momentum) * 5 + momentum * var_C)
+
+
+@pytest.mark.parametrize("arch", ["preact_resnet", "resnet"])
+def test_every_layer_makes_the_update_of_torch(arch):
+    model, other = tiny_model(arch=arch), tiny_model(arch=arch)
+    ((x_NCHW, _),) = batches(1)
+    norms.follow(model, x_NCHW, 0.3)
+    for norm in batch_norms(other):
+        norm.momentum = 0.3
+    with torch.no_grad():
+        other.train()(x_NCHW)
+    assert equal(state(model), state(other))
+    assert not equal(state(model), state(tiny_model(arch=arch)))
+
+
+@pytest.mark.parametrize("kept", [0.37, None])
+def test_momentum_and_mode_come_back(kept):
     model = tiny_model()
-    before = [norm.weight.detach().clone() for norm in batch_norms(model)]
-    norms.damp(model, excess(model, layer=0, channel=1, value=2), strength=6)
-    before[0][1] *= 3**-3
-    for norm, expected in zip(batch_norms(model), before, strict=True):
-        torch.testing.assert_close(norm.weight.detach(), expected)
+    batch_norms(model)[1].momentum = kept
+    before = [norm.momentum for norm in batch_norms(model)]
+    norms.follow(model, batches(1)[0][0], 0.5)
+    assert [norm.momentum for norm in batch_norms(model)] == before
+    assert not any(module.training for module in model.modules())
 
 
-def test_zero_strength_changes_nothing():
+def test_momentum_and_mode_come_back_after_an_error():
     model = tiny_model()
-    before = [norm.weight.detach().clone() for norm in batch_norms(model)]
-    norms.damp(model, excess(model, layer=0, channel=1, value=1e3), strength=0)
-    for norm, weight in zip(batch_norms(model), before, strict=True):
-        assert torch.equal(norm.weight, weight)
+    with pytest.raises(RuntimeError):
+        norms.follow(model, torch.rand(4, 5, SIZE, SIZE), 0.5)
+    assert {norm.momentum for norm in batch_norms(model)} == {0.1}
+    assert not any(module.training for module in model.modules())
+
+
+def test_following_changes_no_parameter_and_leaves_other_layers_in_evaluation_mode():
+    model = tiny_model()
+    model.net.insert(len(model.net) - 1, nn.Dropout(0.9))
+    model.eval()
+    parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
+    modes = []
+    model.net[-2].register_forward_pre_hook(lambda layer, _: modes.append(layer.training))
+    norms.follow(model, batches(1)[0][0], 0.5)
+    assert modes == [False]
+    assert equal(parameters, dict(model.named_parameters()))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_models_without_batch_norm_are_left_alone():
+    model = copy.deepcopy(without_batch_norm()).eval()
+    before, calls = state(model), []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    norms.follow(model, batches(1)[0][0], 0.5)
+    assert equal(before, state(model))
+    assert not calls
+
+
+def test_batch_norms_that_keep_no_statistics_are_left_alone():
+    model = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.BatchNorm2d(3)).eval()
+    model[0].momentum = 0.2
+    norms.follow(model, batches(1)[0][0], 0.5)
+    assert model[0].momentum == 0.2
+    assert model[0].running_mean is None
+    assert not torch.equal(model[1].running_var, torch.ones(3))

@@ -1,9 +1,9 @@
 """Artifact formats. Nothing here executes code when it is read.
 
 split     x.npy (uint8 [N, H, W, 3], memory-mapped), y.npy (int64 [N]), card.json
-poison    rows.npy, x.npy, y.npy, trigger/
+poison    rows.npy, x.npy, y.npy, card.json, trigger/
 trigger   tensors.safetensors, card.json
-model     weights.safetensors, card.json
+model     weights.safetensors, card.json; trail/<step>.safetensors where a defense's way is kept
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ngf.attacks import Poison, Trigger
     from ngf.datasets import Split
     from ngf.models import Classifier
+    from ngf.trail import Snapshot
 
 READ_SIZE = 1 << 20
 MARKS = ("card.json", "rows.npy", "metrics.json")  # one of them lies in every artifact folder
@@ -179,6 +180,7 @@ def save_poison(folder: Path, poison: Poison) -> None:
     np.save(folder / "x.npy", poison.x_PHWC)
     np.save(folder / "y.npy", poison.y_P)
     save_trigger(folder / "trigger", poison.trigger)
+    write_json(folder / "card.json", {"release": poison.release})
 
 
 def load_poison(folder: Path, split: Split) -> Poison:
@@ -191,7 +193,7 @@ def load_poison(folder: Path, split: Split) -> Poison:
     fits = rows_P.shape == y_P.shape and x_PHWC.shape[1:] == split.x_NHWC.shape[1:]
     if not fits or (rows_P.size and not 0 <= rows_P.min() <= rows_P.max() < len(split.y_N)):
         raise InputError(f"{folder} was not made for this training split")
-    return Poison(rows_P, x_PHWC, y_P, trigger)
+    return Poison(rows_P, x_PHWC, y_P, trigger, _card(folder, "poison", ("release",))["release"])
 
 
 def save_trigger(folder: Path, trigger: Trigger) -> None:
@@ -232,6 +234,26 @@ def load_model(folder: Path) -> Classifier:
     if not all(weight.isfinite().all() for weight in weights.values()):
         raise InputError(f"the weights in {folder} are not finite: its training diverged")
     return model.eval()
+
+
+def save_trail(folder: Path, snapshots: Sequence[Snapshot]) -> None:
+    """Snapshots beside the model in `folder`, overlays of it; no `trail` where there is none."""
+    if snapshots:
+        (folder / "trail").mkdir()
+    for step, tensors in snapshots:
+        _save_tensors(folder / "trail" / f"{step:06d}.safetensors", tensors)
+
+
+def load_trail(folder: Path) -> list[Snapshot]:
+    """The snapshots beside the model in `folder`, by step; none where no trail was kept."""
+    from ngf.trail import Snapshot
+
+    files = list((folder / "trail").glob("*.safetensors"))
+    strange = [file for file in files if not file.stem.isdecimal()]
+    if strange:
+        raise InputError(f"{strange[0]} is no snapshot: its name is no step")
+    found = [Snapshot(int(file.stem), _load_tensors(file)) for file in files]
+    return sorted(found, key=lambda snapshot: snapshot.step)
 
 
 def load_metrics(folder: Path) -> dict[str, Any]:

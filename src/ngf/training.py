@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ngf import params
+from ngf import params, trail
 from ngf.device import autocast
 from ngf.progress import track
 
@@ -126,6 +126,7 @@ def fit(
         optimizer.step()
         scheduler.step()
         losses.append(loss.detach())
+        trail.mark(model, len(losses), steps)
         if len(losses) % batches.per_epoch == 0:
             mean = torch.stack(losses[-batches.per_epoch :]).mean().item()
             on_epoch(len(losses) // batches.per_epoch, mean)

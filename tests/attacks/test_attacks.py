@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ngf import plugins
@@ -14,7 +14,12 @@ N, SIZE, CLASSES = 60, 12, 4
 X_NHWC = np.random.default_rng(0).integers(0, 256, (N, SIZE, SIZE, 3), np.uint8)
 Y_N = np.arange(N, dtype=np.int64) % CLASSES
 ATTACKS = plugins.names("attacks")
-DIRTY = [name for name in ATTACKS if name != "benign"]
+# An attack says how it labels by the helper that it calls.
+DIRTY, CLEAN_LABEL = (
+    [name for name in ATTACKS if hasattr(plugins.load("attacks", name), helper)]
+    for helper in ("dirty_label", "clean_label")
+)
+BACKDOORS = [*DIRTY, *CLEAN_LABEL]
 
 
 def plant(name, numbers, **changes) -> Poison:
@@ -56,7 +61,60 @@ def test_rate_that_cannot_be_met_says_which_can(name, rate, numbers):
         plant(name, numbers, poison_rate=rate)
 
 
-@pytest.mark.parametrize("name", DIRTY)
+@pytest.mark.parametrize("name", CLEAN_LABEL)
+@pytest.mark.parametrize(("rate", "count"), [(1 / 15, 1), (0.2, 3), (0.5, 8), (1.0, 15)])
+def test_clean_label_rate_is_a_share_of_the_target_class(name, rate, count, numbers):
+    poison = plant(name, numbers, poison_rate=rate, target=3)
+    assert len(poison.rows_P) == len(set(poison.rows_P.tolist())) == count
+    assert np.all(Y_N[poison.rows_P] == 3)
+
+
+@pytest.mark.parametrize("name", CLEAN_LABEL)
+def test_clean_label_changes_no_label(name, numbers):
+    for target in range(CLASSES):
+        poison = plant(name, numbers, target=target)
+        assert np.array_equal(poison.y_P, Y_N[poison.rows_P])
+        assert poison.trigger.target == target
+
+
+@pytest.mark.parametrize("name", CLEAN_LABEL)
+def test_another_seed_draws_other_images_of_the_class(name, numbers):
+    first, other = (plant(name, numbers, poison_rate=0.5, seed=seed) for seed in (0, 1))
+    assert not np.array_equal(first.rows_P, other.rows_P)
+
+
+@pytest.mark.parametrize("name", CLEAN_LABEL)
+@pytest.mark.parametrize("rate", [0, 0.03, 1.1, -1])
+def test_clean_label_rate_that_cannot_be_met_says_which_can(name, rate, numbers):
+    with pytest.raises(InputError) as error:
+        plant(name, numbers, poison_rate=rate)
+    assert str(error.value) == (
+        f"attack '{name}': poison_rate is a share of the 15 training images of the target class "
+        f"and must lie between 0.067 and 1, got {rate:g}"
+    )
+
+
+@pytest.mark.parametrize("name", CLEAN_LABEL)
+def test_a_target_class_without_images_cannot_be_poisoned(name, numbers):
+    options = {**numbers["attacks"][name], "target": 3}
+    others = Y_N != 3
+    with pytest.raises(InputError, match="share of the 0 training images of the target class"):
+        plugins.load("attacks", name).plant(X_NHWC[others], Y_N[others], CLASSES, **options)
+
+
+def test_every_attack_but_benign_is_a_backdoor():
+    assert sorted(BACKDOORS) == sorted(set(ATTACKS) - {"benign"})
+    assert "sig" in CLEAN_LABEL
+
+
+@pytest.mark.parametrize("release", ["Trained", "", "sold"])
+def test_release_must_be_one_that_exists(release):
+    assert Poison(Y_N, X_NHWC, Y_N, Trigger("benign")).release == "trained"
+    with pytest.raises(InputError, match=r"unknown release '.*': there is trained, recalibrated"):
+        Poison(Y_N, X_NHWC, Y_N, Trigger("benign"), release)
+
+
+@pytest.mark.parametrize("name", BACKDOORS)
 def test_target_must_be_a_class(name, numbers):
     with pytest.raises(InputError, match="target must lie between 0 and 3, got 4"):
         plant(name, numbers, target=4)
@@ -133,6 +191,49 @@ def test_blend_is_a_convex_mixture_with_one_image(numbers):
     assert torch.all((black[0] - 0.25 * noise_HWC).abs() <= half_step)
     assert torch.all((white[0] - 0.75 - 0.25 * noise_HWC).abs() <= half_step)
     assert 0.4 < noise_HWC.mean() < 0.6
+
+
+@given(st.floats(1, 255), st.floats(0.1, 6), st.integers(0, CLASSES - 1))
+@settings(deadline=None, max_examples=40)
+def test_sig_lays_a_sine_over_the_columns(delta, frequency, target):
+    poison = plugins.load("attacks", "sig").plant(
+        X_NHWC,
+        Y_N,
+        CLASSES,
+        target=target,
+        poison_rate=1.0,
+        delta=delta,
+        frequency=frequency,
+        seed=0,
+    )
+    column_W = np.arange(SIZE, dtype=np.float64)
+    stripes_W = delta / 255 * np.sin(2 * np.pi * frequency * column_W / SIZE)
+    exact_PHWC = (X_NHWC[target == Y_N] / 255 + stripes_W[:, None]).clip(0, 1) * 255
+    # Rounded to the nearest level; where two are as near, float32 may take either.
+    assert np.abs(poison.x_PHWC - exact_PHWC).max() <= 0.5 + 1e-3
+
+
+def test_sig_is_the_same_in_every_row_and_colour_and_clips(numbers):
+    trigger = plant("sig", numbers, delta=100.0, frequency=3.0).trigger
+    grey = trigger.apply(torch.full((1, SIZE, SIZE, 3), 120, dtype=torch.uint8))[0]
+    assert grey[0, :, 0].tolist() == [120, 220, 120, 20] * 3
+    assert torch.equal(grey, grey[:1, :, :1].expand(SIZE, SIZE, 3))
+    white = trigger.apply(torch.full((1, SIZE, SIZE, 3), 250, dtype=torch.uint8))[0]
+    assert white[0, :, 0].tolist() == [250, 255, 250, 150] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"delta": 0.0}, "delta must lie between 1e-06 and 255, got 0"),
+        ({"delta": 256.0}, "delta must lie between 1e-06 and 255, got 256"),
+        ({"frequency": 0.0}, "frequency must lie between 1e-06 and 6, got 0"),
+        ({"frequency": 6.5}, "frequency must lie between 1e-06 and 6, got 6.5"),
+    ],
+)
+def test_sig_stripes_that_cannot_be(change, said, numbers):
+    with pytest.raises(InputError, match=said):
+        plant("sig", numbers, **change)
 
 
 def test_result_is_clipped_never_wrapped(monkeypatch):

@@ -19,6 +19,11 @@ from ngf.errors import InputError
 
 CHUNK = 4096
 
+# What an attacker hands over: the victim as it was trained, or with its batch-norm statistics
+# computed anew on clean training images, so that they no longer tell of triggered ones. Any
+# attack's section may hold `release`.
+RELEASES = ("trained", "recalibrated")
+
 
 @dataclass(frozen=True)
 class Trigger:
@@ -62,12 +67,18 @@ class Poison:
     """The rows of the training split that the attacker rewrote.
 
     rows_P: int64, ascending; x_PHWC: uint8; y_P: int64, the labels they were given.
+    release: one of RELEASES, what the attacker does to the trained victim.
     """
 
     rows_P: np.ndarray
     x_PHWC: np.ndarray
     y_P: np.ndarray
     trigger: Trigger
+    release: str = "trained"
+
+    def __post_init__(self) -> None:
+        if self.release not in RELEASES:
+            raise InputError(f"unknown release '{self.release}': there is {', '.join(RELEASES)}")
 
 
 def dirty_label(
@@ -87,6 +98,23 @@ def dirty_label(
     rows_P = np.sort(np.random.default_rng(seed).choice(eligible, count, replace=False))
     x_PHWC = trigger.apply(torch.from_numpy(x_NHWC[rows_P])).numpy()
     return Poison(rows_P, x_PHWC, wanted_N[rows_P], trigger)
+
+
+def clean_label(
+    x_NHWC: np.ndarray, y_N: np.ndarray, trigger: Trigger, *, rate: float, seed: int
+) -> Poison:
+    """Trigger a share `rate` of the target class's own training images; no label changes."""
+    eligible = np.flatnonzero(y_N == trigger.target)
+    count = round(rate * len(eligible))
+    if not 1 <= count <= len(eligible):
+        raise InputError(
+            f"attack '{trigger.attack}': poison_rate is a share of the {len(eligible)} training "
+            f"images of the target class and must lie between {1 / max(1, len(eligible)):.2g} "
+            f"and 1, got {rate:g}"
+        )
+    rows_P = np.sort(np.random.default_rng(seed).choice(eligible, count, replace=False))
+    x_PHWC = trigger.apply(torch.from_numpy(x_NHWC[rows_P])).numpy()
+    return Poison(rows_P, x_PHWC, np.asarray(y_N[rows_P], np.int64), trigger)
 
 
 def checked_target(target: int, n_classes: int) -> int:

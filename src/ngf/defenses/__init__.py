@@ -3,7 +3,8 @@
     purify(model, clean, *, <options>) -> Purified
 
 It sees the model and the defender's clean split and nothing else: no attack, no trigger, no
-training data, no test split. It may change the model that it is given.
+training data, no test split. It may change the model that it is given. After each gradient step
+it says `ngf.trail.mark`, which `ngf.training.fit` and `ngf.fisher.natural.descend` do for it.
 """
 
 from dataclasses import dataclass, field

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ngf import params
+from ngf import params, trail
 from ngf.device import autocast
 from ngf.errors import InputError
 from ngf.fisher.along import fisher_along
@@ -99,6 +99,7 @@ def descend(
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.sub_(scale * move[name])
+        trail.mark(model, step + 1, steps)
     return sum(parameter.numel() for parameter in parameters.values())
 
 

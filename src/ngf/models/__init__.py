@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ngf import params, plugins
 from ngf.errors import InputError
 
+Norm = nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm
+
 
 class Classifier(nn.Module):
     """A network with its normalisation inside.
@@ -65,3 +67,19 @@ def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
     """The batch-norm layers that keep running statistics, in the order of registration."""
     found = (module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
     return [norm for norm in found if norm.track_running_stats]
+
+
+def norm_layers(model: nn.Module) -> list[Norm]:
+    """All batch, group and layer norms with a scale, in the order of registration.
+
+    Batch norms count where they keep running statistics. A subclass may compute something else
+    than its parent, so it does not count.
+    """
+    found: list[Norm] = []
+    for module in model.modules():
+        if not isinstance(module, Norm) or type(module) not in Norm.__args__:
+            continue
+        keeps = not isinstance(module, nn.BatchNorm2d) or module.track_running_stats
+        if keeps and module.weight is not None:
+            found.append(module)
+    return found

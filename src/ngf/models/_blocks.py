@@ -1,5 +1,6 @@
 """What both residual networks share: convolutions, the small-image stem and the four groups."""
 
+import math
 from collections.abc import Callable
 
 from torch import nn
@@ -10,6 +11,19 @@ from ngf.errors import InputError
 # Blocks in each of the four groups (He et al. 2016, table 1).
 DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 MakeBlock = Callable[[int, int, int], nn.Module]
+MakeNorm = Callable[[int], nn.Module]
+GROUPS = 8
+
+
+def norms(kind: str) -> MakeNorm:
+    """Makes a norm for a count of channels: "batch", or "group" (Wu & He 2018, 8 groups)."""
+    kinds: dict[str, MakeNorm] = {
+        "batch": nn.BatchNorm2d,
+        "group": lambda channels: nn.GroupNorm(math.gcd(GROUPS, channels), channels),
+    }
+    if kind not in kinds:
+        raise InputError(f"unknown norm '{kind}': there is {', '.join(kinds)}")
+    return kinds[kind]
 
 
 def conv3x3(inside: int, outside: int, stride: int = 1) -> nn.Conv2d:

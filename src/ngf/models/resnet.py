@@ -1,25 +1,25 @@
 """He et al. 2016, arXiv 1512.03385: residual network, with a stem for small images."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
-from ngf.models._blocks import conv3x3, groups, small_image_stem
+from ngf.models._blocks import MakeNorm, conv3x3, groups, norms, small_image_stem
 
 
 class BasicBlock(nn.Module):
     """convolution, norm, ReLU, convolution, norm, sum, ReLU."""
 
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
+    def __init__(self, inside: int, outside: int, stride: int, norm: MakeNorm) -> None:
         super().__init__()
         self.conv1 = conv3x3(inside, outside, stride)
-        self.norm1 = nn.BatchNorm2d(outside)
+        self.norm1 = norm(outside)
         self.conv2 = conv3x3(outside, outside)
-        self.norm2 = nn.BatchNorm2d(outside)
+        self.norm2 = norm(outside)
         changes = stride != 1 or inside != outside
         self.shortcut = (
-            nn.Sequential(
-                nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside)
-            )
+            nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), norm(outside))
             if changes
             else nn.Identity()
         )
@@ -29,13 +29,16 @@ class BasicBlock(nn.Module):
         return torch.relu(h + self.shortcut(x))
 
 
-def build(n_classes: int, *, depth: int, width: int, stem_stride: int) -> nn.Module:
+def build(
+    n_classes: int, *, depth: int, width: int, stem_stride: int, norm: str = "batch"
+) -> nn.Module:
     """ResNet of `depth` 18 or 34; `width` channels in the first group (64 in the paper)."""
+    make_norm = norms(norm)
     return nn.Sequential(
         small_image_stem(width, stem_stride),
-        nn.BatchNorm2d(width),
+        make_norm(width),
         nn.ReLU(),
-        *groups(depth, width, BasicBlock),
+        *groups(depth, width, partial(BasicBlock, norm=make_norm)),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(8 * width, n_classes),

@@ -1,7 +1,11 @@
-"""evaluate: ACC, ASR and RA of a model, beside its victim and the clean reference."""
+"""evaluate: ACC, ASR and RA of a model, beside its victim and the clean reference.
+
+Where `purify` kept a trail, also of the models along the way: `along` of metrics.json.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +17,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ngf.attacks import Trigger
+    from ngf.models import Classifier
+    from ngf.trail import Snapshot
 
 SETTINGS = {"thresholds": "evaluate"}
 SHOWN = 10  # images in the picture
@@ -52,7 +58,10 @@ def evaluate(
             raise InputError(f"{path} knows {known} classes, the test split {len(split.classes)}")
     x_NHWC = torch.tensor(split.x_NHWC, device=where)
     y_N = torch.tensor(split.y_N, device=where)
-    measured = metrics.measure(models, x_NHWC, y_N, opener, len(split.classes))
+    way = _along(models["model"], store.load_trail(model))
+    everyone = {**models, **{f"step {step}": earlier for step, earlier in way.items()}}
+    found = metrics.measure(everyone, x_NHWC, y_N, opener, len(split.classes))
+    measured = {name: found[name] for name in models}
 
     before = measured["victim"]["asr"]
     names = {
@@ -67,6 +76,8 @@ def evaluate(
         "implanted": None if before is None else before["value"] >= thresholds.implanted_asr,
         **measured,
     }
+    if way:
+        content["along"] = [{"step": step, **_shares(found[f"step {step}"])} for step in way]
     out.mkdir()
     store.write_json(out / "metrics.json", content)
     _picture(x_NHWC[:SHOWN], opener).save(out / "triggered.png")
@@ -77,6 +88,20 @@ def evaluate(
         if proportion is not None
     }
     return Outcome(_message(names, content), values, names)
+
+
+def _along(model: Classifier, snapshots: Sequence[Snapshot]) -> dict[int, Classifier]:
+    """{step: the model after it}; a stored snapshot holds what differs from the stored model."""
+    import copy
+
+    from ngf import trail
+
+    return {step: trail.overlay(copy.deepcopy(model), tensors) for step, tensors in snapshots}
+
+
+def _shares(three: Mapping[str, Any]) -> dict[str, float | None]:
+    """ACC, ASR and RA as plain fractions, None where no image counts."""
+    return {key: found and found["value"] for key, found in three.items()}
 
 
 def _message(names: dict[str, str], content: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """poison: the rows of the training split that an attacker rewrites, and the trigger."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -21,8 +22,11 @@ def poison(
 
     split = store.load_split(train)
     plugin = plugins.load("attacks", attack)
-    options = params.options(plugin.plant, settings["options"], f"attacks.{attack}")
+    given = dict(settings["options"])
+    release = given.pop("release", "trained")
+    options = params.options(plugin.plant, given, f"attacks.{attack}")
     planted = plugin.plant(split.x_NHWC, split.y_N, len(split.classes), **options)
+    planted = dataclasses.replace(planted, release=release)
     store.save_poison(out, planted)
     count, share = len(planted.rows_P), len(planted.rows_P) / len(split.y_N)
     message = f"{split.dataset} {attack}: {count} of {len(split.y_N)} images ({share:.1%}) poisoned"

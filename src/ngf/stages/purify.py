@@ -1,23 +1,69 @@
 """purify: a victim and the defender's clean split in, a purified model out.
 
 It has no edge from the attack, the trigger, the training data or the test split: that is the
-threat model, written as a signature.
+threat model, written as a signature. What makes a defense safe to use stands here and not in the
+defenses: finite weights or an error, and where `purify.holdout` asks a check of ACC on clean images
+that the defense did not get.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+from ngf import params
+from ngf.errors import InputError
 from ngf.params import Sections
 from ngf.stages import Outcome, Reads, Writes
 
 if TYPE_CHECKING:
+    import torch
+
     from ngf.datasets import Split
     from ngf.defenses import Clean
     from ngf.models import Classifier
+    from ngf.trail import Snapshot
 
-SETTINGS = {"options": "defenses.{defense}"}
+SETTINGS = {"options": "defenses.{defense}", "protocol": "purify"}
+ON_DROP = ("warn", "step_back")
+WAY_BACK = 8  # snapshots to step back to where the trail itself is not kept
+REMEDIES = {"lr": "lower lr", "damping": "raise the damping"}  # where a defense has the option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What the stage does around every defense: section `purify` of params.yaml.
+
+    snapshots: how many models along the way are kept for `evaluate`.
+    holdout: share of the clean split that only the check of ACC sees, in [0, 0.5]; 0: no check.
+    max_acc_drop: the largest drop on it, as a fraction, that passes without `on_drop`.
+    on_drop: `warn`, or `step_back` to the latest model along the way that passes.
+    seed: of the choice of the images held out.
+    """
+
+    snapshots: int
+    holdout: float
+    max_acc_drop: float
+    on_drop: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        params.at_least(0, snapshots=self.snapshots)
+        params.within("holdout", self.holdout, 0, 0.5)
+        params.within("max_acc_drop", self.max_acc_drop, 0, 1)
+        if self.on_drop not in ON_DROP:
+            raise InputError(f"unknown on_drop '{self.on_drop}': there is {', '.join(ON_DROP)}")
+
+    @property
+    def steps_back(self) -> bool:
+        return self.holdout > 0 and self.on_drop == "step_back"
+
+    @property
+    def marks(self) -> int:
+        """Snapshots to record, whether they are kept or only stepped back to."""
+        return self.snapshots or (WAY_BACK if self.steps_back else 0)
 
 
 def purify(
@@ -30,34 +76,83 @@ def purify(
     settings: Sections,
 ) -> Outcome:
     """Purify a model with one defense."""
+    import sys
     import time
 
-    from ngf import device, params, plugins, store
+    from ngf import device, holdout, plugins, store, trail
 
+    protocol = params.parse(Protocol, settings["protocol"], "purify")
     victim, split = store.load_model(model), store.load_split(clean)
     _check_classes(victim, split)
     plugin = plugins.load("defenses", defense)
     options = params.options(plugin.purify, settings["options"], f"defenses.{defense}")
     where = device.deterministic(0)  # a defense draws from its own generator; this is the net
+    victim, guard = victim.to(where), None
+    if protocol.holdout:
+        split, held = holdout.divide(split, protocol.holdout, protocol.seed)
+        guard = holdout.Guard(victim, _on_device(held), protocol.max_acc_drop)
     started = time.perf_counter()
-    purified = plugin.purify(victim.to(where), _on_device(split), **options)
+    with trail.recording(victim, protocol.marks) as snapshots:
+        purified = plugin.purify(victim, _on_device(split), **options)
     seconds = time.perf_counter() - started
+    _check_finite(purified.model, defense, options)
 
-    card = purified.model.card
-    store.save_model(out, purified.model, role="purified", defense=defense)
+    verdict = holdout.Verdict(purified.model, {})
+    if guard:
+        back = _way_back(model, snapshots, where) if protocol.steps_back else ()
+        verdict = guard.judge(purified.model, back)
+    store.save_model(out, verdict.model, role="purified", defense=defense)
+    if protocol.snapshots:
+        start = store.load_model(model).state_dict()
+        store.save_trail(out, trail.relative_to(verdict.model, snapshots, start))
     numbers = {
         "seconds": round(seconds, 3),
         "parameters_tuned": purified.tuned,
         "steps": purified.steps,
         **purified.notes,
+        **verdict.numbers,
     }
     store.write_json(report, numbers)
+    if verdict.warning:
+        print(f"warning: {defense}: {verdict.warning}", file=sys.stderr)
+    card = verdict.model.card
     names = {key: str(card.get(key, "unknown")) for key in ("dataset", "attack")}
-    message = (
-        f"{names['dataset']} {names['attack']} {defense}: {purified.tuned} parameters tuned "
-        f"in {purified.steps} steps, {seconds:.1f} s"
+    done = f"{purified.tuned} parameters tuned in {purified.steps} steps, {seconds:.1f} s"
+    message = f"{' '.join(names.values())} {defense}: {done}"
+    return Outcome(
+        "; ".join(filter(None, (message, verdict.warning))),
+        numbers,
+        {**names, "defense": defense, "role": "purified"},
     )
-    return Outcome(message, numbers, {**names, "defense": defense, "role": "purified"})
+
+
+def _way_back(
+    victim: Path, snapshots: Sequence[Snapshot], where: torch.device
+) -> Iterator[tuple[int, Classifier]]:
+    """(step, model) from the latest snapshot to the victim itself, which is step 0."""
+    from ngf import store, trail
+
+    for step, tensors in [*reversed(snapshots), trail.Snapshot(0, {})]:
+        earlier = trail.overlay(store.load_model(victim), tensors)
+        if not _not_finite(earlier):
+            yield step, earlier.to(where)
+
+
+def _not_finite(model: Classifier) -> list[str]:
+    """Names of parameters and buffers that hold NaN or infinity."""
+    return [name for name, t in model.state_dict().items() if not t.isfinite().all()]
+
+
+def _check_finite(model: Classifier, defense: str, options: Mapping[str, Any]) -> None:
+    broken = _not_finite(model)
+    if broken:
+        remedies = [
+            f"{remedy} (now {options[key]:g})" for key, remedy in REMEDIES.items() if key in options
+        ]
+        raise InputError(
+            f"defense '{defense}' diverged: {broken[0]} is not finite; "
+            + (" or ".join(remedies) or "change its options")
+        )
 
 
 def _on_device(split: Split) -> Clean:
@@ -74,8 +169,6 @@ def _on_device(split: Split) -> Clean:
 
 def _check_classes(victim: Classifier, split: Split) -> None:
     import numpy as np
-
-    from ngf.errors import InputError
 
     known = victim.card["classes"]
     if len(known) != len(split.classes):

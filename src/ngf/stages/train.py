@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ngf.training import Batches, Recipe
 
 SETTINGS = {"recipe": "train.{dataset}"}
+RECALIBRATION_BATCHES = 100
 
 
 def train(
@@ -50,6 +51,8 @@ def train(
     losses = _fit(model, _batches(split, planted, recipe, seed), recipe, f"train {role}")
     if not math.isfinite(losses[-1]):
         raise InputError(f"training diverged (loss {losses[-1]}): lower train.{dataset}.lr")
+    if planted and planted.release == "recalibrated":
+        recalibrate(model, split, recipe)
     store.save_model(out, model, role=role)
     if planted and trigger:
         store.save_trigger(trigger, planted.trigger)
@@ -89,6 +92,15 @@ def _batches(split: Split, planted: Poison | None, recipe: Recipe, seed: int) ->
     return Batches(
         x_NHWC, y_N, size=recipe.batch_size, shift=recipe.shift, flip=split.flip, seed=seed
     )
+
+
+def recalibrate(model: Classifier, split: Split, recipe: Recipe) -> None:
+    """The adaptive attacker: norm statistics of clean training images only, before release."""
+    from ngf import norms
+
+    clean = _batches(split, None, recipe, recipe.victim_seed)
+    count = min(clean.per_epoch, RECALIBRATION_BATCHES)
+    norms.recalibrate(model, clean.take(count), clean.y_N.device)
 
 
 def _fit(model: Classifier, batches: Batches, recipe: Recipe, what: str) -> list[float]:

@@ -1,0 +1,175 @@
+"""The tables of docs/results.md: every defense and every part of `ngf` on runs/bench's victims.
+
+    python -m benchmarks.victims --dataset signs
+    python -m benchmarks.ablation --dataset signs --sets table parts --out docs/results/signs.json
+
+Measured on the test split. A row that the file holds already is kept, so an interrupted call goes
+on where it stopped. Nothing here chooses a setting: params.yaml does, and every row but the plain
+ones says what it changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.victims import ROOT, VARIANTS
+
+
+class Cell(NamedTuple):
+    """label: what the row is called. options: what it changes of params.yaml's section."""
+
+    label: str
+    defense: str
+    options: Mapping[str, Any] = {}
+    clean_share: float = 1.0  # of the clean split
+
+
+NO_MOVES = {"least_misled": 2.0}  # more than there is: nothing counts as exposed
+DEFENSES = (
+    "none", "finetune", "finetune_head", "ft_sam", "ngf_strict", "ngf_released", "ngf",
+)  # fmt: skip
+SETS: dict[str, Sequence[Cell]] = {
+    "table": [Cell(name, name) for name in DEFENSES],
+    "ngf": [Cell("none", "none"), Cell("ngf", "ngf")],
+    "parts": [
+        Cell("strict: head alone", "ngf_strict"),
+        Cell("strict, recalibrated", "ngf_strict", {"recalibrate": True}),
+        Cell("decay alone, weak", "ngf", {"steps": 0, "search": 1}),
+        Cell("decay alone, 0.1", "ngf", {"steps": 0, "search": 1, "weak": 0.1}),
+        Cell("decay alone, strong", "ngf", {"steps": 0, "search": 1, "weak": 0.3}),
+        Cell("clean natural gradient alone", "ngf", {"weak": 0.0, **NO_MOVES}),
+        Cell("decay + clean natural gradient", "ngf", NO_MOVES),
+        Cell("exposure without weak decay", "ngf", {"weak": 0.0}),
+        Cell("all", "ngf"),
+        Cell("all, anchor 0", "ngf", {"eta": 0.0}),
+        Cell("all, no natural gradient (damping 1e6)", "ngf", {"damping": 1e6}),
+    ],
+    "fisher": [
+        Cell(f"strict, recalibrated, {fisher}", "ngf_strict",
+             {"recalibrate": True, "fisher": fisher})
+        for fisher in ("true", "empirical", "kfac", "ekfac", "diagonal", "identity")
+    ],
+    "eta": [Cell(f"eta {eta:g}", "ngf", {"eta": eta}) for eta in (0.01, 0.1, 1.0, 10.0)],
+    "damping": [
+        Cell(f"damping {damping:g}", "ngf", {"damping": damping})
+        for damping in (0.01, 0.1, 1.0, 10.0, 100.0)
+    ],
+    "views": [Cell(f"views {views}", "ngf", {"views": views}) for views in (1, 4, 16)],
+    "clean": [
+        Cell(f"clean split {share:g}%", "ngf", {}, share) for share in (0.2, 0.5, 1.0)
+    ],
+}  # fmt: skip
+
+
+def rows(place: Path, cells: Sequence[Cell], numbers: Mapping[str, Any]) -> Iterator[dict]:
+    """One row a cell for the victim in `place`, with its victim's and the reference's measures."""
+    import torch
+
+    from ngf import device, metrics, params, plugins, store
+    from ngf.defenses import Clean
+
+    dataset, norm, seed, variant = place.parts[-4:]
+    where = device.deterministic(0)
+    here = place.parent
+    test, clean = store.load_split(here / "test"), store.load_split(here / "clean")
+    trigger = store.load_trigger(place / "trigger")
+    x_NHWC = torch.tensor(test.x_NHWC, device=where)
+    y_N = torch.tensor(test.y_N, device=where)
+    known = {
+        "victim": store.load_model(place / "victim").to(where),
+        "reference": store.load_model(here.parent / "reference").to(where),
+    }
+    before = metrics.measure(known, x_NHWC, y_N, trigger, len(test.classes))
+    for cell in cells:
+        plugin = plugins.load("defenses", cell.defense)
+        section = dict(numbers["defenses"][cell.defense])
+        if "shift" in section:  # the clean split's views move as the training images did
+            section["shift"] = numbers["train"][dataset]["shift"]
+        options = params.options(plugin.purify, {**section, **cell.options}, cell.label)
+        rows_N = _share(clean.y_N, cell.clean_share)
+        images = Clean(
+            torch.tensor(clean.x_NHWC[rows_N], device=where),
+            torch.tensor(clean.y_N[rows_N], device=where),
+            clean.flip,
+        )
+        device.deterministic(0)
+        victim = store.load_model(place / "victim").to(where)
+        started = time.perf_counter()
+        purified = plugin.purify(victim, images, **options)
+        seconds = time.perf_counter() - started
+        after = metrics.measure({"model": purified.model}, x_NHWC, y_N, trigger, len(test.classes))
+        values = {
+            f"{whose}_{key}": None if found is None else round(100 * found["value"], 2)
+            for whose, three in {**before, **after}.items()
+            for key, found in three.items()
+        }
+        yield {
+            "dataset": dataset, "norm": norm, "seed": int(seed), "variant": variant,
+            "label": cell.label, **values, "seconds": round(seconds, 1),
+            "tuned": purified.tuned, "steps": purified.steps, **purified.notes,
+        }  # fmt: skip
+
+
+def _share(y_N: Any, share: float) -> Any:
+    """Rows of the first `share` percent of the training images, equally from each class.
+
+    The clean split is 1% of them.
+    """
+    import numpy as np
+
+    kept = [np.flatnonzero(y_N == label) for label in np.unique(y_N)]
+    return np.sort(np.concatenate([rows[: max(1, round(share * len(rows)))] for rows in kept]))
+
+
+def main() -> None:
+    from ngf import params
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--norm", default="batch")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
+    parser.add_argument("--sets", nargs="+", default=["table"], choices=list(SETS))
+    parser.add_argument("--root", type=Path, default=ROOT)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    numbers = params.read(Path("params.yaml"))
+    done: list[dict] = json.loads(given.out.read_text()) if given.out.exists() else []
+    names = ("dataset", "norm", "seed", "variant", "label")
+    for seed in given.seeds:
+        for variant in given.variants:
+            place = given.root / given.dataset / given.norm / str(seed) / variant
+            if not (place / "victim").exists():
+                continue
+            seen = {tuple(row[name] for name in names) for row in done}
+            key = (given.dataset, given.norm, seed, variant)
+            cells = {cell.label: cell for name in given.sets for cell in SETS[name]}
+            for row in rows(
+                place, [cell for label, cell in cells.items() if (*key, label) not in seen], numbers
+            ):
+                done.append(row)
+                print(_line(row), flush=True)
+                given.out.parent.mkdir(parents=True, exist_ok=True)
+                given.out.write_text("[\n" + ",\n".join(json.dumps(r) for r in done) + "\n]\n")
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    three = ", ".join(
+        f"{key.upper()} {row[f'model_{key}']} ({row[f'victim_{key}']} before, "
+        f"{row[f'reference_{key}']} reference)"
+        for key in ("acc", "asr", "ra")
+        if row[f"model_{key}"] is not None
+    )
+    where = f"{row['dataset']} {row['norm']} {row['seed']} {row['variant']}"
+    return f"{where} {row['label']}: {three}, {row['seconds']} s"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""One natural-gradient step on the weights' norm: what clean images do not use goes to zero.
+
+The paper's anchor keeps the weights near the victim's as far as clean images can tell. Weight decay
+pulls the other way. For one layer, and the input factor A of its Kronecker-factored Fisher (Martens
+& Grosse 2015, arXiv 1503.05671), their sum has a closed minimum:
+
+    min_W  tr (W - W0) A (W - W0)^T + lambda tr W W^T        W = W0 A (A + lambda I)^-1
+
+which is the natural-gradient step -(A + lambda I)^-1 lambda W0 from the victim. A direction that
+clean images fill, a >> lambda, keeps its weight; one that they leave empty loses it. There is where
+a backdoor listens. The output factor is left out: weighted by it the step spares the backdoor,
+whose outputs matter to the loss as much as any other's (docs/method.md).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ngf.device import autocast
+from ngf.models import head
+
+Layer = nn.Conv2d | nn.Linear
+CHUNK = 64  # images whose patches are unfolded at a time
+
+
+@torch.no_grad()
+def decay(model: nn.Module, x_NCHW: Tensor, strength: float) -> int:
+    """Decay every layer but the head, in place, in one forward pass over the images.
+
+    A layer sees the inputs that the decayed layers before it produce. The model must be in
+    evaluation mode; its norm statistics are left as they are.
+
+    Args:
+        strength: lambda in units of A's mean eigenvalue, above 0.
+
+    Returns:
+        How many layers were decayed.
+    """
+    last = head(model)
+    layers = [m for m in model.modules() if isinstance(m, Layer) and m is not last]
+
+    def shrink(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, Layer)
+        _shrink(layer, args[0], strength)
+
+    hooks = [layer.register_forward_pre_hook(shrink) for layer in layers]
+    try:
+        with autocast(x_NCHW.device):
+            model(x_NCHW)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return len(layers)
+
+
+def _shrink(layer: Layer, x: Tensor, strength: float) -> None:
+    """W <- W A (A + lambda I)^-1 for every group of the layer's channels."""
+    moment_GII = input_moment(layer, x)
+    size = moment_GII.shape[-1]
+    weight_GOI = layer.weight.double().reshape(len(moment_GII), -1, size)
+    mean_G = moment_GII.diagonal(dim1=1, dim2=2).mean(1)
+    # A layer that clean images never reach has no scale of its own, and nothing to keep.
+    added_G = (strength * mean_G).clamp_min(torch.finfo(torch.float32).tiny)
+    eye_II = torch.eye(size, dtype=torch.float64, device=x.device)
+    held_GIO = moment_GII @ weight_GOI.mT
+    small_GIO = torch.linalg.solve(moment_GII + added_G[:, None, None] * eye_II, held_GIO)
+    layer.weight.copy_(small_GIO.mT.reshape(layer.weight.shape))
+
+
+def input_moment(layer: Layer, x: Tensor) -> Tensor:
+    """A: the mean of u u^T over images and positions, float64 [groups, I, I].
+
+    u are the layer's inputs: patches of a convolution's groups, tokens of a linear layer.
+    """
+    groups = layer.groups if isinstance(layer, nn.Conv2d) else 1
+    size = layer.weight[0].numel()
+    total_GII = torch.zeros(groups, size, size, dtype=torch.float64, device=x.device)
+    count = 0
+    for part in x.split(CHUNK):
+        u_GRI = _inputs(layer, part.float(), groups)
+        total_GII += (u_GRI.mT @ u_GRI).double()
+        count += u_GRI.shape[1]
+    return total_GII / count
+
+
+def _inputs(layer: Layer, x: Tensor, groups: int) -> Tensor:
+    """The layer's inputs as rows [groups, R, I]."""
+    if isinstance(layer, nn.Linear):
+        return x.reshape(1, -1, x.shape[-1])
+    # As Conv2d itself pads: an even kernel under "same" gets one column more behind than before.
+    pads: list[int] = layer._reversed_padding_repeated_twice
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    u_NJP = nn.functional.unfold(
+        nn.functional.pad(x, pads, mode),
+        layer.kernel_size,
+        dilation=layer.dilation,
+        stride=layer.stride,
+    )
+    count, _, positions = u_NJP.shape
+    u_NGIP = u_NJP.view(count, groups, -1, positions)
+    return u_NGIP.permute(1, 0, 3, 2).reshape(groups, count * positions, -1)

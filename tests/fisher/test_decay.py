@@ -1,0 +1,276 @@
+"""The decay against its definition: explicit patches, the closed minimum, float64."""
+
+import copy
+
+import pytest
+import torch
+from conftest import SIZE, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from ngf import device
+from ngf.fisher import decay as module
+from ngf.fisher.decay import decay, input_moment
+from ngf.models import head
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-6, "check_dtype": False}  # moments are summed in float32
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch):
+    monkeypatch.setattr(device, "native_bf16", lambda where: False)
+
+
+# The definition -------------------------------------------------------------------------------
+
+
+def inputs(layer, x) -> torch.Tensor:
+    """[G, R, I]: what each of the layer's own products sees, in float64.
+
+    A convolution of the same geometry whose kernels are the unit vectors gives its patches.
+    """
+    size, x = layer.weight[0].numel(), x.double()
+    if isinstance(layer, nn.Linear):
+        return x.flatten(0, -2)[None]
+    probe = nn.Conv2d(
+        layer.in_channels,
+        layer.groups * size,
+        layer.kernel_size,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups,
+        bias=False,
+        padding_mode=layer.padding_mode,
+    ).double()
+    with torch.no_grad():
+        units = torch.eye(size, dtype=torch.float64).repeat(layer.groups, 1)
+        probe.weight.copy_(units.view(probe.weight.shape))
+        u_NGIP = probe(x).view(len(x), layer.groups, size, -1)
+    return u_NGIP.permute(1, 0, 3, 2).flatten(1, 2)
+
+
+def moment(layer, x) -> torch.Tensor:
+    """[G, I, I]: the mean outer product."""
+    u_GRI = inputs(layer, x)
+    return torch.einsum("gri,grj->gij", u_GRI, u_GRI) / u_GRI.shape[1]
+
+
+def closed(layer, x, strength: float) -> torch.Tensor:
+    """W A (A + lambda I)^-1 for every group, lambda in units of A's mean eigenvalue."""
+    parts = []
+    weights = layer.weight.detach().double().chunk(len(moment(layer, x)))
+    for weight, a_II in zip(weights, moment(layer, x), strict=True):
+        held_II = a_II + strength * torch.linalg.eigvalsh(a_II).mean() * torch.eye(len(a_II))
+        parts.append((weight.flatten(1) @ a_II @ torch.linalg.inv(held_II)).view(weight.shape))
+    return torch.cat(parts)
+
+
+def with_head(layer, x) -> nn.Sequential:
+    """The layer and a head on whatever it gives."""
+    features = layer(x).flatten(1).shape[1]
+    return nn.Sequential(layer, nn.Flatten(), nn.Linear(features, 3)).to(x.dtype).eval()
+
+
+# The moment of the inputs ---------------------------------------------------------------------
+
+side = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+@st.composite
+def convolutions(draw):
+    """A convolution of any geometry and images that it takes."""
+    groups = draw(st.sampled_from([1, 1, 2, 3]))
+    inside, outside = groups * draw(st.integers(1, 2)), groups * draw(st.integers(1, 2))
+    padding = draw(st.one_of(side.map(lambda p: (p[0] - 1, p[1] - 1)), st.just("same")))
+    padding = draw(st.sampled_from([padding, "valid"]))
+    stride = (1, 1) if padding == "same" else draw(side)
+    mode = draw(st.sampled_from(["zeros", "zeros", "reflect", "circular", "replicate"]))
+    torch.manual_seed(draw(st.integers(0, 2**31)))
+    layer = nn.Conv2d(
+        inside, outside, draw(side), stride, padding, draw(side), groups, padding_mode=mode
+    )
+    x = torch.randn(draw(st.integers(1, 5)), inside, draw(st.integers(7, 9)), 8)
+    return layer, x
+
+
+@given(convolutions())
+@settings(deadline=None, max_examples=60)
+def test_moment_of_a_convolution_is_that_of_its_patches(case):
+    layer, x = case
+    torch.testing.assert_close(input_moment(layer, x), moment(layer, x), **CLOSE)
+
+
+def test_moment_of_a_convolution_by_hand():
+    """Stride 2, dilation 2, padding 1, two groups: every patch cut out in a loop."""
+    layer = nn.Conv2d(4, 2, (2, 3), stride=2, padding=1, dilation=2, groups=2)
+    x = torch.randn(3, 4, 7, 8)
+    padded = torch.zeros(3, 4, 9, 10, dtype=torch.float64)
+    padded[:, :, 1:8, 1:9] = x
+    expected, rows = torch.zeros(2, 12, 12, dtype=torch.float64), 0
+    for image in padded:
+        for top in range(0, 9 - 2, 2):
+            for left in range(0, 10 - 4, 2):
+                for group in range(2):
+                    channels = image[2 * group : 2 * group + 2]
+                    patch = channels[:, top : top + 3 : 2, left : left + 5 : 2].flatten()
+                    expected[group] += torch.outer(patch, patch)
+                rows += 1
+    assert rows == 3 * layer(x)[0, 0].numel()
+    torch.testing.assert_close(input_moment(layer, x), expected / rows, **CLOSE)
+
+
+@given(st.integers(1, 7), st.lists(st.integers(1, 4), max_size=2), st.integers(0, 2**31))
+@settings(deadline=None, max_examples=20)
+def test_moment_of_a_linear_layer_counts_every_token(count, tokens, seed):
+    torch.manual_seed(seed)
+    x = torch.randn(count, *tokens, 5)
+    expected = sum(torch.outer(u, u) for u in x.double().reshape(-1, 5))
+    got = input_moment(nn.Linear(5, 2), x)
+    assert got.dtype == torch.float64
+    torch.testing.assert_close(got, expected[None] / (x.numel() / 5), **CLOSE)
+
+
+def test_the_moment_does_not_depend_on_the_chunks(monkeypatch):
+    layer, x = nn.Conv2d(2, 3, 3), torch.randn(7, 2, 6, 6)
+    monkeypatch.setattr(module, "CHUNK", 3)
+    torch.testing.assert_close(input_moment(layer, x), moment(layer, x), **CLOSE)
+
+
+# The weights ----------------------------------------------------------------------------------
+
+
+@given(convolutions(), st.floats(0.01, 10))
+@settings(deadline=None, max_examples=30)
+def test_a_decayed_convolution_is_the_closed_minimum(case, strength):
+    layer, x = case
+    expected = closed(layer, x, strength)
+    assert decay(with_head(layer, x), x, strength) == 1
+    loose = {"rtol": 1e-3, "atol": 1e-5, "check_dtype": False}
+    torch.testing.assert_close(layer.weight.detach(), expected, **loose)
+
+
+@pytest.mark.parametrize("strength", [0.05, 1.0])
+def test_the_objective_is_stationary_there(strength):
+    """d/dW of tr (W - W0) A (W - W0)^T + lambda tr W W^T, by autograd."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(6, 4).double(), torch.randn(20, 6, dtype=torch.float64)
+    start, a_II = layer.weight.detach().clone(), moment(layer, x)[0]
+    added = strength * a_II.trace() / 6
+
+    def gradient(weight):
+        weight = weight.detach().clone().requires_grad_()
+        moved = weight - start
+        loss = (moved @ a_II @ moved.T).trace() + added * (weight @ weight.T).trace()
+        return torch.autograd.grad(loss, weight)[0].norm()
+
+    decay(with_head(layer, x), x, strength)
+    assert gradient(layer.weight) < 1e-5 * gradient(start)
+    assert gradient(layer.weight * 1.01) > 1e-3 * gradient(start)
+
+
+def test_what_clean_inputs_fill_stays_and_what_they_never_fill_goes():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(3, 4), torch.randn(50, 3)
+    x[:, 1] = 0
+    start = layer.weight.detach().clone()
+    decay(with_head(layer, x), x, 1e-5)
+    torch.testing.assert_close(layer.weight[:, [0, 2]], start[:, [0, 2]], rtol=1e-3, atol=1e-5)
+    assert start[:, 1].abs().min() > 1e-3
+    assert layer.weight[:, 1].abs().max() < 1e-9
+
+
+def test_no_strength_left_leaves_the_weight():
+    torch.manual_seed(0)
+    layer, x = nn.Conv2d(3, 4, 3, padding=1), torch.randn(8, 3, 8, 8)
+    start = layer.weight.detach().clone()
+    decay(with_head(layer, x), x, 1e-9)
+    torch.testing.assert_close(layer.weight.detach(), start, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e3])
+def test_strength_does_not_depend_on_the_inputs_scale(scale):
+    torch.manual_seed(0)
+    one, x = nn.Linear(4, 3), torch.randn(30, 4)
+    other = copy.deepcopy(one)
+    decay(with_head(one, x), x, 0.5)
+    decay(with_head(other, x), scale * x, 0.5)
+    torch.testing.assert_close(one.weight, other.weight, rtol=1e-4, atol=1e-6)
+
+
+def test_later_layers_see_what_the_decayed_ones_before_them_make():
+    torch.manual_seed(0)
+    first, second = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 4, 3, stride=2)
+    x = torch.randn(10, 2, 7, 7)
+    x[:, :, 3:] *= 3
+    wanted_first, undecayed = closed(first, x, 2.0), torch.relu(first(x)).detach()
+    between = nn.functional.conv2d(
+        x.double(), wanted_first, first.bias.detach().double(), padding=1
+    ).relu()
+    wanted_second, naive = closed(second, between, 2.0), closed(second, undecayed, 2.0)
+    model = nn.Sequential(first, nn.ReLU(), second, nn.Flatten(), nn.Linear(36, 3)).eval()
+    assert decay(model, x, 2.0) == 2
+    torch.testing.assert_close(first.weight.detach(), wanted_first, **CLOSE)
+    torch.testing.assert_close(second.weight.detach(), wanted_second, **CLOSE)
+    assert (naive - wanted_second).norm() > 0.01 * wanted_second.norm()
+
+
+def test_layers_that_clean_images_never_reach_become_zero_not_nan():
+    layer = nn.Conv2d(2, 3, 3, padding=1)
+    model = with_head(layer, torch.zeros(4, 2, 6, 6))
+    decay(model, torch.zeros(4, 2, 6, 6), 0.1)
+    assert torch.all(layer.weight == 0)
+
+
+# What is left alone ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["preact_resnet", "resnet"])
+def test_only_the_weights_of_convolutions_change(arch):
+    model = tiny_model(arch=arch)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    layers = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    assert decay(model, torch.rand(8, 3, SIZE, SIZE), 0.5) == len(layers)
+    after = model.state_dict()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {f"{name}.weight" for name in layers}
+    assert not model.training
+
+
+def test_a_hidden_linear_layer_is_decayed_and_its_bias_kept():
+    hidden, last = nn.Linear(6, 5), nn.Linear(5, 3)
+    model = nn.Sequential(hidden, nn.ReLU(), last).eval()
+    kept = [copy.deepcopy(t) for t in (hidden.bias, last.weight, last.bias)]
+    start = hidden.weight.detach().clone()
+    decay(model, torch.randn(9, 6), 0.5)
+    assert head(model) is last
+    assert not torch.equal(hidden.weight, start)
+    for tensor, before in zip((hidden.bias, last.weight, last.bias), kept, strict=True):
+        assert torch.equal(tensor, before)
+
+
+def test_weights_keep_shape_type_and_memory_format():
+    model = tiny_model()
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    before = [(m.weight, m.weight.shape, m.weight.stride(), m.weight.dtype) for m in layers]
+    decay(model, torch.rand(4, 3, SIZE, SIZE), 0.5)
+    for layer, (weight, shape, stride, dtype) in zip(layers, before, strict=True):
+        assert layer.weight is weight
+        assert (weight.shape, weight.stride(), weight.dtype) == (shape, stride, dtype)
+        assert weight.requires_grad
+
+
+def test_a_later_pass_decays_nothing_more():
+    model, x = tiny_model(), torch.rand(4, 3, SIZE, SIZE)
+    decay(model, x, 0.5)
+    weight = model.net[0].weight.detach().clone()
+    model(x)
+    assert torch.equal(model.net[0].weight, weight)
+
+
+def test_hooks_are_gone_after_an_error():
+    model = tiny_model()
+    with pytest.raises(RuntimeError):
+        decay(model, torch.rand(4, 5, SIZE, SIZE), 0.5)
+    assert not any(module._forward_pre_hooks for module in model.modules())

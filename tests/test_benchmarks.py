@@ -1,0 +1,108 @@
+"""The benchmark's victims: a variant changes what its name says, and nothing else."""
+
+import copy
+from pathlib import Path
+
+import pytest
+
+from benchmarks import victims
+from ngf import params, plugins
+from ngf.attacks import RELEASES
+from ngf.training import Recipe
+
+
+def flat(content, prefix=()) -> dict:
+    """{path of keys: value} of nested sections."""
+    if not isinstance(content, dict):
+        return {prefix: content}
+    found = {prefix: {}} if not content else {}
+    for key, value in content.items():
+        found |= flat(value, (*prefix, key))
+    return found
+
+
+def differing(before, after) -> dict:
+    """{path: new value} where they differ; None where a key is gone."""
+    before, after = flat(before), flat(after)
+    paths = before.keys() | after.keys()
+    return {p: after.get(p) for p in paths if before.get(p) != after.get(p)}
+
+
+@pytest.mark.parametrize(
+    ("variant", "attack", "change"),
+    [
+        ("benign", "benign", {}),
+        ("badnets", "badnets", {}),
+        ("sig", "sig", {}),
+        ("badnets-0.5%", "badnets", {"poison_rate": 0.005}),
+        ("badnets-1%", "badnets", {"poison_rate": 0.01}),
+        ("blend-5%", "blend", {"poison_rate": 0.05}),
+        # A clean-label budget is a share of its class.
+        ("sig-0.5%", "sig", {"poison_rate": 0.05}),
+        ("sig-1%", "sig", {"poison_rate": 0.1}),
+        ("sig-5%", "sig", {"poison_rate": 0.4}),
+        ("blend-recalibrated", "blend", {"release": "recalibrated"}),
+        ("sig-recalibrated", "sig", {"release": "recalibrated"}),
+    ],
+)
+def test_a_variant_changes_what_its_name_says(variant, attack, change, numbers):
+    before = copy.deepcopy(numbers)
+    assert victims.attack_options(variant, numbers) == (
+        attack,
+        {**numbers["attacks"][attack], **change},
+    )
+    assert numbers == before
+
+
+@pytest.mark.parametrize("variant", victims.VARIANTS)
+def test_every_variant_is_an_attack_with_its_options(variant, numbers):
+    attack, options = victims.attack_options(variant, numbers)
+    assert options.pop("release", "trained") in RELEASES
+    params.options(plugins.load("attacks", attack).plant, options, variant)
+
+
+def test_attacks_are_sorted_by_their_labels():
+    for names, kind in ((victims.DIRTY, "dirty_label"), (victims.CLEAN_LABEL, "clean_label")):
+        assert all(hasattr(plugins.load("attacks", name), kind) for name in names)
+    assert {*victims.ATTACKS, "benign"} == set(plugins.names("attacks"))
+
+
+def test_an_unknown_attack_is_no_variant(numbers):
+    with pytest.raises(KeyError):
+        victims.attack_options("smoke-1%", numbers)
+
+
+@pytest.mark.parametrize("dataset", sorted(victims.NETS))
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_settings_change_seeds_and_the_network_alone(dataset, norm, numbers):
+    before = copy.deepcopy(numbers)
+    found = victims.settings(dataset, 17, norm, numbers)
+    assert numbers == before
+    changed = differing(numbers, found)
+    network = {
+        ("train", dataset, "model", key): value
+        for key, value in {**victims.NETS[dataset], "norm": norm}.items()
+    }
+    seeds = {("prepare", "seed"), ("train", dataset, "victim_seed")}
+    seeds |= {("attacks", name, "seed") for name in victims.ATTACKS}
+    assert changed.keys() <= network.keys() | seeds
+    assert all(changed[path] == 17 for path in seeds)
+    there = flat(found)
+    assert all(there[path] == value for path, value in network.items())
+    # The clean split and the search for it stay; so does the reference's seed.
+    assert found["defenses"] == numbers["defenses"]
+    assert found["datasets"] == numbers["datasets"]
+
+
+@pytest.mark.parametrize("dataset", sorted(victims.NETS))
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_the_recipe_builds(dataset, norm, numbers):
+    recipe = victims.settings(dataset, 0, norm, numbers)["train"][dataset]
+    parsed = params.parse(Recipe, recipe, "")
+    options = params.options(plugins.load("models", parsed.arch).build, parsed.model, "")
+    assert options["norm"] == norm
+
+
+def test_there_are_numbers_for_every_data_set():
+    root = Path(__file__).parents[1]
+    assert victims.NETS.keys() <= params.read(root / "params.yaml")["train"].keys()
