@@ -96,8 +96,8 @@ class _Search:
 
     def start_anew(self) -> None:
         """Choose the target by what the moves so far did, and begin again at zero."""
-        victim_N, _, y_N = self._latest()
-        count_K = torch.bincount(victim_N[victim_N != y_N], minlength=1)
+        victim_N, copy_N, y_N = self._latest()
+        count_K = torch.bincount(victim_N[(victim_N != y_N) & (copy_N == y_N)], minlength=1)
         if count_K.max() > PLURALITY * len(y_N):
             self.target = int(count_K.argmax())
         self._start(torch.zeros_like(self.moves_MCHW))
