@@ -95,8 +95,12 @@ class _Search:
         self.answers: list[tuple[Tensor, Tensor, Tensor]] = []  # victim's, copy's, true
 
     def start_anew(self) -> None:
-        """Choose the target by what the moves so far did, and begin again at zero."""
-        victim_N, copy_N, y_N = self._latest()
+        """Choose the target by what the moves so far did, and begin again at zero.
+
+        The first victim decides: the others have lost a part of the backdoor, and what misleads
+        them is more often an ordinary weakness.
+        """
+        victim_N, copy_N, y_N = self._latest(one_of=len(self.victims))
         count_K = torch.bincount(victim_N[(victim_N != y_N) & (copy_N == y_N)], minlength=1)
         if count_K.max() > PLURALITY * len(y_N):
             self.target = int(count_K.argmax())
@@ -140,10 +144,17 @@ class _Search:
         rms_M = self.moves_MCHW.square().mean((1, 2, 3)).sqrt()
         self.moves_MCHW *= (self.radius / rms_M.clamp_min(NEVER)).clamp_max(1)[:, None, None, None]
 
-    def _latest(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Answers to the last batches: those of the moves as they are by now."""
+    def _latest(self, one_of: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+        """Answers to the last batches, of the moves as they are by now.
+
+        Args:
+            one_of: take every so manieth image of a batch: the number of victims gives the first's.
+        """
         victim, copy, true = zip(*self.answers[-LATEST:], strict=True)
-        return torch.cat(victim), torch.cat(copy), torch.cat(true)
+        return tuple(
+            torch.cat([part[::one_of] for part in parts])  # type: ignore[return-value]
+            for parts in (victim, copy, true)
+        )
 
     def misled(self) -> float:
         victim_N, copy_N, y_N = self._latest()
