@@ -11,6 +11,7 @@ ones says what it changes.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -92,11 +93,8 @@ def rows(place: Path, cells: Sequence[Cell], numbers: Mapping[str, Any]) -> Iter
             section["shift"] = numbers["train"][dataset]["shift"]
         options = params.options(plugin.purify, {**section, **cell.options}, cell.label)
         rows_N = _share(clean.y_N, cell.clean_share)
-        images = Clean(
-            torch.tensor(clean.x_NHWC[rows_N], device=where),
-            torch.tensor(clean.y_N[rows_N], device=where),
-            clean.flip,
-        )
+        part = dataclasses.replace(clean, x_NHWC=clean.x_NHWC[rows_N], y_N=clean.y_N[rows_N])
+        images = Clean.of(part, where)
         device.deterministic(0)
         victim = store.load_model(place / "victim").to(where)
         started = time.perf_counter()

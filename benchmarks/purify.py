@@ -60,9 +60,7 @@ def measure(row: str, victim: Path, clean: Path, defenses: dict[str, Any]) -> Ru
     inherited = _peak_resident()
     where = device.deterministic(0)
     model, split = store.load_model(victim).to(where), store.load_split(clean)
-    images = Clean(
-        torch.tensor(split.x_NHWC, device=where), torch.tensor(split.y_N, device=where), split.flip
-    )
+    images = Clean.of(split, where)
     _warm_up(model, images)
     _synchronise(where)
     if where.type == "cuda":

@@ -150,11 +150,9 @@ class _Search:
         Args:
             one_of: take every so manieth image of a batch: the number of victims gives the first's.
         """
-        victim, copy, true = zip(*self.answers[-LATEST:], strict=True)
-        return tuple(
-            torch.cat([part[::one_of] for part in parts])  # type: ignore[return-value]
-            for parts in (victim, copy, true)
-        )
+        latest = zip(*self.answers[-LATEST:], strict=True)
+        victim_N, copy_N, y_N = (torch.cat([part[::one_of] for part in parts]) for parts in latest)
+        return victim_N, copy_N, y_N
 
     def misled(self) -> float:
         victim_N, copy_N, y_N = self._latest()

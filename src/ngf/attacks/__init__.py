@@ -95,9 +95,7 @@ def dirty_label(
             f"attack '{trigger.attack}': poison_rate must lie between {least:.2g} and {most:.2g} "
             f"of the {len(y_N)} training images, got {rate:g}"
         )
-    rows_P = np.sort(np.random.default_rng(seed).choice(eligible, count, replace=False))
-    x_PHWC = trigger.apply(torch.from_numpy(x_NHWC[rows_P])).numpy()
-    return Poison(rows_P, x_PHWC, wanted_N[rows_P], trigger)
+    return _triggered(x_NHWC, wanted_N, trigger, eligible, count, seed)
 
 
 def clean_label(
@@ -112,9 +110,21 @@ def clean_label(
             f"images of the target class and must lie between {1 / max(1, len(eligible)):.2g} "
             f"and 1, got {rate:g}"
         )
+    return _triggered(x_NHWC, np.asarray(y_N, np.int64), trigger, eligible, count, seed)
+
+
+def _triggered(
+    x_NHWC: np.ndarray,
+    label_N: np.ndarray,
+    trigger: Trigger,
+    eligible: np.ndarray,
+    count: int,
+    seed: int,
+) -> Poison:
+    """`count` of the eligible rows, drawn by the seed, triggered and labelled by `label_N`."""
     rows_P = np.sort(np.random.default_rng(seed).choice(eligible, count, replace=False))
     x_PHWC = trigger.apply(torch.from_numpy(x_NHWC[rows_P])).numpy()
-    return Poison(rows_P, x_PHWC, np.asarray(y_N[rows_P], np.int64), trigger)
+    return Poison(rows_P, x_PHWC, label_N[rows_P], trigger)
 
 
 def checked_target(target: int, n_classes: int) -> int:

@@ -8,10 +8,15 @@ it says `ngf.trail.mark`, which `ngf.training.fit` and `ngf.fisher.natural.desce
 """
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from ngf.models import Classifier
+
+if TYPE_CHECKING:
+    from ngf.datasets import Split
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,12 @@ class Clean:
     x_NHWC: Tensor
     y_N: Tensor
     flip: bool
+
+    @classmethod
+    def of(cls, split: "Split", device: torch.device) -> "Clean":
+        """A clean split as it was prepared, moved to the device."""
+        x_NHWC = torch.tensor(split.x_NHWC, device=device)
+        return cls(x_NHWC, torch.tensor(split.y_N, device=device), split.flip)
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ defense uses the paper's means in three moves:
 1. Decay. One closed natural-gradient step on the weights' norm, held by the Fisher of clean images:
    what they do not use goes to zero. Weakly for the model, strongly for a copy.
 2. Expose. Find what misleads the model but not its copy.
-3. Unlearn. Natural gradient on norm layers and head, with the Fisher-weighted anchor, on clean
+3. Unlearn. Natural gradient on batch norms and head, with the Fisher-weighted anchor, on clean
    images and on the same images under what was found, all with their true labels.
 
-It asks nothing of batch norm and works without it; where there is batch norm, its statistics are
-computed anew on the clean split and follow it while the model is tuned.
+It asks nothing of batch norm and works without it, tuning the head alone after the decay. Where
+there is batch norm, its statistics are computed anew on the clean split and follow it while the
+model is tuned.
 """
 
 import contextlib

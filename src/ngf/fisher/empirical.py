@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ngf.errors import InputError
-from ngf.fisher.curvature import check_dense, check_samples
-from ngf.fisher.pairs import mean_of_kronecker
+from ngf.fisher.samples import MeanOverSamples
 
 
-class EmpiricalFisher:
+class EmpiricalFisher(MeanOverSamples):
     """F = mean_n vec(r_n h_n^T) vec(r_n h_n^T)^T with r = p - onehot(y).
 
     It is the Fisher only where the labels are drawn from the model (Kunstner et al. 2019, arXiv
@@ -24,35 +22,19 @@ class EmpiricalFisher:
     """
 
     def __init__(self, features_NE: Tensor, probabilities_NC: Tensor, labels_N: Tensor) -> None:
-        check_samples(features_NE, probabilities_NC)
+        super().__init__(features_NE, probabilities_NC)
         classes = probabilities_NC.shape[1]
         if labels_N.shape != (len(features_NE),) or labels_N.min() < 0 or labels_N.max() >= classes:
             raise InputError(
                 f"empirical Fisher: one label in [0, {classes}) for each of {len(features_NE)} "
                 f"samples is needed, got {list(labels_N.shape)}"
             )
-        self.features_NE = features_NE
         self.residual_NC = probabilities_NC - one_hot(labels_N, classes)
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.residual_NC.shape[1], self.features_NE.shape[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.features_NE.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.features_NE.device
 
     def product(self, v_CE: Tensor) -> Tensor:
         """Two matrix products: 4 n C E operations and temporaries of [N, C]."""
         slope_N1 = ((self.features_NE @ v_CE.T) * self.residual_NC).sum(1, keepdim=True)
         return (slope_N1 * self.residual_NC).T @ self.features_NE / len(slope_N1)
-
-    def diagonal(self) -> Tensor:
-        return self.output_diagonal().T @ self.features_NE.square() / len(self.features_NE)
 
     def output_factor(self) -> Tensor:
         return self.residual_NC.T @ self.residual_NC / len(self.residual_NC)
@@ -66,10 +48,6 @@ class EmpiricalFisher:
     def compress(self, t_NCR: Tensor) -> Tensor:
         flat_NP = (self.residual_NC[:, :, None] * t_NCR).flatten(1)
         return flat_NP.T @ flat_NP / len(flat_NP)
-
-    def dense(self) -> Tensor:
-        check_dense(self.shape)
-        return mean_of_kronecker(self.features_NE, self.shape[0], self._entries)
 
     def _entries(self, some: slice, i_P: Tensor, k_P: Tensor) -> Tensor:
         return self.residual_NC[some, i_P] * self.residual_NC[some, k_P]

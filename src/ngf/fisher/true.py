@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ngf.fisher.curvature import check_dense, check_samples
-from ngf.fisher.pairs import mean_of_kronecker
+from ngf.fisher.samples import MeanOverSamples
 
 
-class TrueFisher:
+class TrueFisher(MeanOverSamples):
     """F = mean_n (diag(p_n) - p_n p_n^T) ⊗ h_n h_n^T (Amari 1998); labels are never used.
 
     For softmax with cross-entropy it equals the Gauss-Newton matrix and the Hessian.
@@ -20,21 +19,8 @@ class TrueFisher:
     """
 
     def __init__(self, features_NE: Tensor, probabilities_NC: Tensor) -> None:
-        check_samples(features_NE, probabilities_NC)
-        self.features_NE = features_NE
+        super().__init__(features_NE, probabilities_NC)
         self.probabilities_NC = probabilities_NC
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return self.probabilities_NC.shape[1], self.features_NE.shape[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.features_NE.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.features_NE.device
 
     def product(self, v_CE: Tensor) -> Tensor:
         """Two matrix products: 4 n C E operations and temporaries of [N, C]."""
@@ -42,9 +28,6 @@ class TrueFisher:
         change_NC = self.features_NE @ v_CE.T  # of the logits along v
         mean_N1 = torch.linalg.vecdot(p_NC, change_NC).unsqueeze(1)
         return change_NC.sub_(mean_N1).mul_(p_NC).T @ self.features_NE / len(p_NC)
-
-    def diagonal(self) -> Tensor:
-        return self.output_diagonal().T @ self.features_NE.square() / len(self.features_NE)
 
     def output_factor(self) -> Tensor:
         p_NC = self.probabilities_NC
@@ -68,10 +51,6 @@ class TrueFisher:
             within_CRR.permute(1, 2, 0)
         )
         return result
-
-    def dense(self) -> Tensor:
-        check_dense(self.shape)
-        return mean_of_kronecker(self.features_NE, self.shape[0], self._entries)
 
     def _entries(self, some: slice, i_P: Tensor, k_P: Tensor) -> Tensor:
         p_NC = self.probabilities_NC[some]

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import torch
 
     from ngf.datasets import Split
-    from ngf.defenses import Clean
     from ngf.models import Classifier
     from ngf.trail import Snapshot
 
@@ -80,6 +79,7 @@ def purify(
     import time
 
     from ngf import device, holdout, plugins, store, trail
+    from ngf.defenses import Clean
 
     protocol = params.parse(Protocol, settings["protocol"], "purify")
     victim, split = store.load_model(model), store.load_split(clean)
@@ -90,10 +90,10 @@ def purify(
     victim, guard = victim.to(where), None
     if protocol.holdout:
         split, held = holdout.divide(split, protocol.holdout, protocol.seed)
-        guard = holdout.Guard(victim, _on_device(held), protocol.max_acc_drop)
+        guard = holdout.Guard(victim, Clean.of(held, where), protocol.max_acc_drop)
     started = time.perf_counter()
     with trail.recording(victim, protocol.marks) as snapshots:
-        purified = plugin.purify(victim, _on_device(split), **options)
+        purified = plugin.purify(victim, Clean.of(split, where), **options)
     seconds = time.perf_counter() - started
     _check_finite(purified.model, defense, options)
 
@@ -153,18 +153,6 @@ def _check_finite(model: Classifier, defense: str, options: Mapping[str, Any]) -
             f"defense '{defense}' diverged: {broken[0]} is not finite; "
             + (" or ".join(remedies) or "change its options")
         )
-
-
-def _on_device(split: Split) -> Clean:
-    import torch
-
-    from ngf import device
-    from ngf.defenses import Clean
-
-    where = device.pick()
-    return Clean(
-        torch.tensor(split.x_NHWC, device=where), torch.tensor(split.y_N, device=where), split.flip
-    )
 
 
 def _check_classes(victim: Classifier, split: Split) -> None:
