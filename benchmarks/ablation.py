@@ -30,7 +30,9 @@ class Cell(NamedTuple):
     clean_share: float = 1.0  # of the clean split
 
 
-NO_MOVES = {"least_misled": 2.0}  # more than there is: nothing counts as exposed
+CLEAN = {"share": 0.0}  # nothing is shown under a move
+NO_SIEVE = {"weak": 0.0, "damp": 0.0}
+SIEVE = {"steps": 0, "search": 1}
 DEFENSES = (
     "none", "finetune", "finetune_head", "ft_sam", "ngf_strict", "ngf_released", "ngf",
 )  # fmt: skip
@@ -40,15 +42,18 @@ SETS: dict[str, Sequence[Cell]] = {
     "parts": [
         Cell("strict: head alone", "ngf_strict"),
         Cell("strict, recalibrated", "ngf_strict", {"recalibrate": True}),
-        Cell("decay alone, weak", "ngf", {"steps": 0, "search": 1}),
-        Cell("decay alone, 0.1", "ngf", {"steps": 0, "search": 1, "weak": 0.1}),
-        Cell("decay alone, strong", "ngf", {"steps": 0, "search": 1, "weak": 0.3}),
-        Cell("clean natural gradient alone", "ngf", {"weak": 0.0, **NO_MOVES}),
-        Cell("decay + clean natural gradient", "ngf", NO_MOVES),
-        Cell("exposure without weak decay", "ngf", {"weak": 0.0}),
+        Cell("sieve alone", "ngf", SIEVE),
+        Cell("sieve alone, inputs only", "ngf", {**SIEVE, "damp": 0.0}),
+        Cell("sieve alone, channels only", "ngf", {**SIEVE, "weak": 0.0}),
+        Cell("clean natural gradient alone", "ngf", {**NO_SIEVE, **CLEAN}),
+        Cell("sieve + clean natural gradient", "ngf", CLEAN),
+        Cell("exposure, no sieve", "ngf", NO_SIEVE),
         Cell("all", "ngf"),
+        Cell("all, labels alone (trust 0)", "ngf", {"trust": 0.0}),
+        Cell("all, victim's answers alone (trust 1)", "ngf", {"trust": 1.0}),
         Cell("all, anchor 0", "ngf", {"eta": 0.0}),
-        Cell("all, no natural gradient (damping 1e6)", "ngf", {"damping": 1e6}),
+        Cell("all, distrustful (when_neither 0.5)", "ngf", {"when_neither": 0.5}),
+        Cell("all, gradient descent (fisher identity)", "ngf", {"fisher": "identity"}),
     ],
     "fisher": [
         Cell(f"strict, recalibrated, {fisher}", "ngf_strict",

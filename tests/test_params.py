@@ -77,6 +77,20 @@ def test_section_names_what_exists(tmp_path):
         params.section(content, "x", file)
 
 
+@pytest.mark.parametrize("known", [("diagonal", "identity"), {"diagonal": 1, "identity": 2}])
+def test_one_of_names_the_value_and_what_there_is(known):
+    params.one_of(known, fisher="diagonal", other="identity")
+    with pytest.raises(InputError) as error:
+        params.one_of(known, fisher="identity", kind="kfac", last="none")
+    assert str(error.value) == "unknown kind 'kfac': there is diagonal, identity"
+
+
+@pytest.mark.parametrize("near", ["", "diag", "Diagonal", " diagonal", "diagonal, identity"])
+def test_one_of_takes_no_part_of_a_name(near):
+    with pytest.raises(InputError, match="unknown fisher"):
+        params.one_of(("diagonal", "identity"), fisher=near)
+
+
 # The project's own file -----------------------------------------------------------------------
 
 ENTRY = {"datasets": "load", "attacks": "plant", "defenses": "purify"}

@@ -1,8 +1,8 @@
-"""Exposure: what misleads the victim and not its decayed copy is the backdoor.
+"""Exposure: what misleads the victim and not its sieved copy is the backdoor.
 
 An adversarial perturbation fools both alike. One that misleads the victim while the copy, which
-kept only what clean images use (`fisher/decay.py`), still names the true class, goes through what
-the copy lost. So the defender finds by gradient descent a displacement d of all images at once:
+kept only what clean images use (`sieve.py`), still names the true class, goes through what the copy
+lost. So the defender finds by gradient descent a displacement d of all images at once:
 
     min_d  E  -log(1 - p_victim(y | x + d))  -  log p_copy(y | x + d)  +  penalty |d|^2
 
@@ -10,10 +10,14 @@ and, where one class t draws most of the misled images, starts anew with -log p_
 In pixels d does not look like the trigger (cosine about 0 with Blend's), but in the deep layers it
 moves activations where the trigger moves them (cosine 0.9 to 1.0 on `signs` and CIFAR-10 victims),
 and there the backdoor can be unlearned.
+
+A long enough displacement misleads any network. A backdoor gives way early: at a quarter of the
+length found it still misleads the victim in most images, where a benign model is hardly moved.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -28,17 +32,18 @@ RATE = 0.02  # Adam's learning rate, in pixel values of [0, 1]
 PLURALITY = 0.15  # of the images, misled to one class, make it the suspected target
 LOOKING = 1 / 2  # of the steps look for the target; the rest starts anew and goes for it
 PENALTIES = (0.01, 0.003, 0.03, 0.01)  # one a move, in turn: moves of several lengths
+EARLY = 1 / 4  # of the length that was found
 NEVER = 1e-4  # keeps logarithm and quotient finite
 IGNORED = -100
-LATEST = 4  # batches that vote
+JURY = 256  # images, the latest seen, that say what the moves do
 
 
 @dataclass(frozen=True)
 class Exposed:
     """moves_MCHW: displacements of pixels in [0, 1].
 
-    target: the class that draws most of the misled images, or None. misled: share of the clean
-    images that a victim gets wrong under the moves while the copy gets them right.
+    target: the class that draws most of the misled images, or None. misled: of the images that the
+    copy gets right under a quarter of the moves, the share that the first victim gets wrong.
     """
 
     moves_MCHW: Tensor
@@ -74,11 +79,11 @@ def expose(
             search.start_anew()
         search.step(x_NCHW, y_N)
     assert search is not None, "no batches"
-    return Exposed(search.moves_MCHW.detach(), search.target, search.misled())
+    return Exposed(search.moves_MCHW.detach(), search.target, search.misled(EARLY))
 
 
 class _Search:
-    """Adam on the moves, with what victims and copy said of the batches so far."""
+    """Adam on the moves, and the latest images."""
 
     def __init__(
         self, victims: Sequence[nn.Module], copy: nn.Module, start_MCHW: Tensor, radius: float
@@ -87,35 +92,35 @@ class _Search:
         penalty_M = torch.tensor(PENALTIES, device=start_MCHW.device)
         self.penalty_M = penalty_M.repeat(len(start_MCHW))[: len(start_MCHW)]
         self.target: int | None = None
+        self.latest: deque[Batch] = deque()
         self._start(start_MCHW)
 
     def _start(self, moves_MCHW: Tensor) -> None:
         self.moves_MCHW = moves_MCHW.requires_grad_()
         self.optimizer = torch.optim.Adam([self.moves_MCHW], RATE)
-        self.answers: list[tuple[Tensor, Tensor, Tensor]] = []  # victim's, copy's, true
 
     def start_anew(self) -> None:
-        """Choose the target by what the moves so far did, and begin again at zero.
-
-        The first victim decides: the others have lost a part of the backdoor, and what misleads
-        them is more often an ordinary weakness.
-        """
-        victim_N, copy_N, y_N = self._latest(one_of=len(self.victims))
+        """Choose the target by what the moves so far did, and begin again at zero."""
+        victim_N, copy_N, y_N = self._answers(1.0)
         count_K = torch.bincount(victim_N[(victim_N != y_N) & (copy_N == y_N)], minlength=1)
         if count_K.max() > PLURALITY * len(y_N):
             self.target = int(count_K.argmax())
         self._start(torch.zeros_like(self.moves_MCHW))
 
     def step(self, x_NCHW: Tensor, y_N: Tensor) -> None:
-        which_N = torch.arange(len(y_N), device=y_N.device) // len(self.victims)
-        moved_NCHW = (x_NCHW + self.moves_MCHW[which_N % len(self.moves_MCHW)]).clamp(0, 1)
-        victim_NK, copy_NK = self._logits(moved_NCHW)
+        self._remember((x_NCHW, y_N))
+        victim_NK, copy_NK = self._logits(self._moved(x_NCHW, len(self.victims)))
         loss = self._unmoved(victim_NK, y_N) + cross_entropy(copy_NK, y_N)
         loss = loss + (self.penalty_M * self.moves_MCHW.square().sum((1, 2, 3))).mean()
         (self.moves_MCHW.grad,) = torch.autograd.grad(loss, [self.moves_MCHW])
         self.optimizer.step()
         self._keep_short()
-        self.answers.append((victim_NK.detach().argmax(1), copy_NK.detach().argmax(1), y_N))
+
+    def _moved(self, x_NCHW: Tensor, together: int, share: float = 1.0) -> Tensor:
+        """The images, `together` neighbours under one move, the moves in turn."""
+        which_N = torch.arange(len(x_NCHW), device=x_NCHW.device) // together
+        moves_MCHW = share * self.moves_MCHW
+        return (x_NCHW + moves_MCHW[which_N % len(moves_MCHW)]).clamp(0, 1)
 
     def _logits(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         """The victims' (each on its share of the images) and the copy's, in float32."""
@@ -144,16 +149,24 @@ class _Search:
         rms_M = self.moves_MCHW.square().mean((1, 2, 3)).sqrt()
         self.moves_MCHW *= (self.radius / rms_M.clamp_min(NEVER)).clamp_max(1)[:, None, None, None]
 
-    def _latest(self, one_of: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-        """Answers to the last batches, of the moves as they are by now.
+    def _remember(self, batch: Batch) -> None:
+        self.latest.append(batch)
+        while sum(len(y_N) for _, y_N in self.latest) - len(self.latest[0][1]) >= JURY:
+            self.latest.popleft()
 
-        Args:
-            one_of: take every so manieth image of a batch: the number of victims gives the first's.
+    @torch.no_grad()
+    def _answers(self, share: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Classes named by the first victim and the copy, and the true ones, of moved images.
+
+        The first victim decides: the others have lost a part of the backdoor, and what misleads
+        them is more often an ordinary weakness.
         """
-        latest = zip(*self.answers[-LATEST:], strict=True)
-        victim_N, copy_N, y_N = (torch.cat([part[::one_of] for part in parts]) for parts in latest)
-        return victim_N, copy_N, y_N
+        x_NCHW, y_N = (torch.cat(parts) for parts in zip(*self.latest, strict=True))
+        moved_NCHW = self._moved(x_NCHW, 1, share)
+        with autocast(x_NCHW.device):
+            return self.victims[0](moved_NCHW).argmax(1), self.copy(moved_NCHW).argmax(1), y_N
 
-    def misled(self) -> float:
-        victim_N, copy_N, y_N = self._latest()
-        return ((victim_N != y_N) & (copy_N == y_N)).float().mean().item()
+    def misled(self, share: float) -> float:
+        victim_N, copy_N, y_N = self._answers(share)
+        right_N = copy_N == y_N
+        return ((victim_N != y_N) & right_N).sum().item() / max(1, int(right_N.sum()))

@@ -4,7 +4,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +130,10 @@ def at_least(low: float, **values: float) -> None:
     """`InputError` for the first value below `low`, by its name."""
     for name, value in values.items():
         within(name, value, low, math.inf)
+
+
+def one_of(known: Collection[str], **values: str) -> None:
+    """`InputError` for the first value that is not known, by its name."""
+    for name, value in values.items():
+        if value not in known:
+            raise InputError(f"unknown {name} '{value}': there is {', '.join(known)}")

@@ -1,19 +1,42 @@
-"""NGF's three moves: what they may change, when the third one looks at the second, the notes."""
+"""NGF's three moves: what they may change, what the third makes of the second, the notes."""
+
+import copy
 
 import pytest
 import torch
 from conftest import CLASSES, SIZE, colour_split, tiny_model
 from torch import nn
+from torch.nn.functional import normalize, one_hot
 
-from ngf import models, norms, params
+from ngf import device, models, params
 from ngf.defenses import Clean, ngf
 from ngf.errors import InputError
 from ngf.exposure import Exposed
+from ngf.fisher.natural import Rule
 from ngf.models import batch_norms, head, norm_layers
+from ngf.sieve import STRENGTHS, observe, sieve, sieve_within
+from ngf.training import Batches
 
-N = 48
-NEVER = 1.1  # more than all images
-SHORT = {"moves": 2, "search": 6, "views": 1, "steps": 3, "batch_size": 16, "least_misled": 0.0}
+N, BATCH, SHIFT = 48, 16, 1
+NEVER = 1e9  # more than all images, more than any evidence
+SHORT = {
+    "moves": 2,
+    "search": 6,
+    "views": 1,
+    "steps": 3,
+    "batch_size": BATCH,
+    "shift": SHIFT,
+    "least_misled": 0.0,
+}
+SIEVE_ALONE = {"steps": 0, "search": 1}
+NO_SIEVE = {"weak": 0.0, "damp": 0.0}
+NOTHING_MOVED = {"share": 0.0}
+MOVE = 0.05  # takes no pixel of `clean` beyond 1, not even at twice its length
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch):
+    monkeypatch.setattr(device, "native_bf16", lambda where: False)
 
 
 @pytest.fixture
@@ -26,9 +49,9 @@ def clean() -> Clean:
 def run(numbers, clean):
     """Purify a tiny model with few steps; `kind` is its norm."""
 
-    def purify(kind="batch", **changes):
+    def purify(kind="batch", model=None, **changes):
         options = params.options(ngf.purify, {**numbers["defenses"]["ngf"], **SHORT, **changes}, "")
-        return ngf.purify(victim(kind), clean, **options)
+        return ngf.purify(model or victim(kind), clean, **options)
 
     return purify
 
@@ -52,56 +75,79 @@ def parameters_of(model, modules) -> set[str]:
 
 
 def changed(purified, kind="batch") -> set[str]:
-    """Parameters that are not the victim's any more."""
-    before, after = victim(kind).named_parameters(), dict(purified.model.named_parameters())
-    return {name for name, parameter in before if not torch.equal(parameter, after[name])}
+    """Parameters and buffers that are not the victim's any more."""
+    before, after = victim(kind).state_dict(), purified.model.state_dict()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+def same(left, right) -> bool:
+    left, right = left.state_dict(), right.state_dict()
+    return all(torch.equal(left[key], right[key]) for key in left)
 
 
 def equal(left, right) -> bool:
-    left, right = left.model.state_dict(), right.model.state_dict()
-    return all(torch.equal(left[key], right[key]) for key in left)
+    return same(left.model, right.model)
 
 
 # What changes ---------------------------------------------------------------------------------
 
 
-def test_norms_head_and_decayed_weights_change_and_nothing_else(run):
-    model = victim()
-    convolutions = weights_of(model, nn.Conv2d)
-    tuned = parameters_of(model, [*batch_norms(model), head(model)])
-    found = changed(run())
-    assert convolutions <= found <= convolutions | tuned
+def test_convolutions_norms_and_head_change(run):
+    model, found = victim(), changed(run())
+    statistics = {name for name, _ in model.named_buffers() if "running" in name}
+    assert weights_of(model, nn.Conv2d) <= found
     assert parameters_of(model, [head(model)]) <= found
     assert found & parameters_of(model, batch_norms(model))
+    assert found & statistics
+    assert not found - parameters_of(model, model.modules()) - statistics
 
 
-def test_without_weak_decay_no_convolution_changes(run):
-    model = victim()
-    found = changed(run(weak=0.0))
+@pytest.mark.parametrize("damp", [0.0, 3.0])
+def test_without_weak_no_convolution_changes(run, damp):
+    found = changed(run(weak=0.0, damp=damp))
     assert found
-    assert not found & weights_of(model, nn.Conv2d)
+    assert not found & weights_of(victim(), nn.Conv2d)
 
 
-def test_without_steps_the_model_is_decayed_alone(run):
-    purified = run(steps=0)
-    assert changed(purified) == weights_of(victim(), nn.Conv2d)
+def test_without_weak_and_damp_norm_statistics_do_not_change_either(run):
+    model, found = victim(), changed(run(**NO_SIEVE))
+    assert parameters_of(model, [head(model)]) <= found
+    assert found <= parameters_of(model, [*batch_norms(model), head(model)])
+
+
+def test_without_sieve_and_steps_nothing_changes(run):
+    assert not changed(run(**NO_SIEVE, **SIEVE_ALONE))
+
+
+def test_without_steps_the_model_is_sieved_alone(run):
+    model, purified = victim(), run(**SIEVE_ALONE)
+    found = changed(purified)
+    assert weights_of(model, nn.Conv2d) <= found
+    assert not found & parameters_of(model, [head(model)])
     assert purified.steps == 0
 
 
+def test_tuning_leaves_the_norm_statistics_as_the_sieve_left_them(run):
+    sieved, tuned = (dict(run(steps=steps).model.named_buffers()) for steps in (0, 3))
+    assert all(torch.equal(sieved[name], tuned[name]) for name in sieved)
+    assert not all(torch.equal(b, sieved[name]) for name, b in victim().named_buffers())
+
+
 def test_the_copy_does_not_come_back(run):
-    """A strong decay is for the copy: where nothing is made of it, its strength says nothing."""
-    assert equal(run(strong=0.1, least_misled=NEVER), run(strong=5.0, least_misled=NEVER))
-    assert not equal(run(weak=0.1, least_misled=NEVER), run(weak=1.0, least_misled=NEVER))
+    """A strong sieve is for the copy: where nothing is made of it, its strength says nothing."""
+    assert equal(*(run(strong=strong, **NOTHING_MOVED) for strong in (0.1, 5.0)))
+    assert not equal(*(run(strong=strong) for strong in (0.1, 5.0)))
+    assert not equal(*(run(weak=weak, **NOTHING_MOVED) for weak in (0.1, 1.0)))
 
 
 @pytest.mark.parametrize("weak", [0.0, 0.05])
-def test_with_group_norm_the_head_and_decayed_weights_change(run, weak):
+def test_with_group_norm_the_head_and_sieved_convolutions_change(run, weak):
     model = victim("group")
+    assert norm_layers(model)
     assert not batch_norms(model)
     purified = run("group", weak=weak)
     wanted = parameters_of(model, [head(model)])
     assert changed(purified, "group") == wanted | (weights_of(model, nn.Conv2d) if weak else set())
-    assert norm_layers(model)
     assert torch.isfinite(purified.model(torch.rand(4, 3, SIZE, SIZE))).all()
     assert not purified.model.training
 
@@ -117,16 +163,26 @@ def test_tuned_counts_batch_norms_and_head(run, kind):
     assert purified.steps == SHORT["steps"]
 
 
-def test_norm_statistics_end_as_those_of_clean_images_whatever_tuning_left(run, monkeypatch):
-    def forget(model, *arguments, **options):
-        tuned = descend(model, *arguments, **options)
-        for norm in batch_norms(model):
-            norm.running_mean.add_(7)
-        return tuned
+def test_the_model_is_one_of_its_own(run):
+    model = victim()
+    purified = run(model=model)
+    assert purified.model is not model
+    assert not purified.model.training
+    before = copy.deepcopy(purified.model)
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            value.zero_()
+    assert same(purified.model, before)
 
-    plain, descend = run(), ngf.descend
-    monkeypatch.setattr(ngf, "descend", forget)
-    assert equal(plain, run())
+
+def test_a_victim_left_in_training_mode_makes_no_difference(run):
+    assert equal(run(model=victim().train()), run())
+
+
+def test_the_victim_is_left_to_answer_as_it_did(run):
+    model = victim()
+    run(model=model, trust=1.0)
+    assert same(model, victim())
 
 
 # Seeds ----------------------------------------------------------------------------------------
@@ -140,31 +196,118 @@ def test_same_seed_same_bytes(run, least_misled):
     assert not equal(first, run(least_misled=least_misled, seed=1))
 
 
-# What was exposed, and what is made of it -----------------------------------------------------
-
-
-def test_notes_are_a_share_and_a_class_or_none(run):
-    notes = run().notes
-    assert notes.keys() == {"misled", "suspected_target"}
-    assert 0 <= notes["misled"] <= 1
-    assert notes["suspected_target"] in {-1, *range(CLASSES)}
+# Sieve and search -----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def exposed(monkeypatch):
-    """Put a finding in the place of the search; returns what the search was given."""
+    """Put a finding in the place of the search; returns what the search was given, as it was."""
     given: dict = {}
 
     def put(target, misled):
         def expose(victims, copied, batches, **options):
-            given.update(victims=victims, copied=copied, batches=list(batches), **options)
-            moves_MCHW = torch.full((options["moves"], 3, SIZE, SIZE), 0.05)
+            given.update(
+                victims=copy.deepcopy(victims), copied=copied, batches=list(batches), **options
+            )
+            moves_MCHW = torch.full((options["moves"], 3, SIZE, SIZE), MOVE)
             return Exposed(moves_MCHW, target, misled)
 
         monkeypatch.setattr(ngf, "expose", expose)
         return given
 
     return put
+
+
+def first_images(clean, views):
+    """`views` passes over the clean split, as the defense begins with them."""
+    look = {"size": BATCH, "shift": SHIFT, "flip": clean.flip, "seed": 0}
+    taken = list(Batches(clean.x_NHWC, clean.y_N, **look).take(views * N // BATCH))
+    return torch.cat([x for x, _ in taken]), torch.cat([y for _, y in taken])
+
+
+@torch.no_grad()
+def answers(model, x_NCHW) -> torch.Tensor:
+    return model(x_NCHW).softmax(1)
+
+
+def between(x_NCHW, y_N, trust) -> torch.Tensor:
+    """Of labels and the victim's answers, so much of the latter."""
+    return (1 - trust) * one_hot(y_N, CLASSES) + trust * answers(victim(), x_NCHW)
+
+
+def observed(clean, views, trust=0.5):
+    x_NCHW, y_N = first_images(clean, views)
+    return observe(victim(), x_NCHW, between(x_NCHW, y_N, trust))
+
+
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("trust", [0.0, 0.4, 1.0])
+def test_the_sieve_is_to_keep_what_lies_between_labels_and_the_victims(
+    run, monkeypatch, clean, views, trust
+):
+    given: list = []
+
+    def spy(*arguments):
+        given.append(arguments)
+        return observe(*arguments)
+
+    monkeypatch.setattr(ngf, "observe", spy)
+    model = victim()
+    run(model=model, views=views, trust=trust, **SIEVE_ALONE)
+    x_NCHW, y_N = first_images(clean, views)
+    ((observed_model, images_NCHW, target_NK),) = given
+    assert observed_model is model
+    assert torch.equal(images_NCHW, x_NCHW)
+    torch.testing.assert_close(target_NK, between(x_NCHW, y_N, trust))
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_the_search_gets_the_victim_the_sieved_model_and_a_strict_copy(run, exposed, clean, views):
+    given, seen = exposed(None, 0.0), observed(clean, views)
+    numbers = {"weak": 0.1, "damp": 1.0, "budget": 0.01}
+    purified = run(**numbers, strong=0.6, trust=0.5, views=views, steps=0)
+    sieved, strength = sieve_within(victim(), seen, **numbers)
+    strict = victim()
+    sieve(strict, seen, weak=0.6, damp=1.0)
+    first, second = given["victims"]
+    assert same(first, victim())
+    assert same(second, sieved)
+    assert same(purified.model, sieved)
+    assert same(given["copied"], strict)
+    assert not same(sieved, strict)
+    assert (purified.notes["strength"], purified.notes["evidence"]) == (strength, seen.evidence)
+    assert not any(m.training for m in (first, second, given["copied"]))
+
+
+def test_the_search_gets_its_steps_and_numbers(run, exposed):
+    given = exposed(None, 0.0)
+    run(moves=3, search=5, radius=0.02)
+    assert len(given["batches"]) == given["steps"] == 5
+    assert all(len(y_N) == BATCH for _, y_N in given["batches"])
+    assert (given["moves"], given["radius"]) == (3, 0.02)
+
+
+@pytest.mark.parametrize(("budget", "strength"), [(0.0, min(STRENGTHS)), (NEVER, max(STRENGTHS))])
+def test_the_budget_holds_the_model_and_not_the_copy(run, exposed, budget, strength):
+    """With full trust, since a sieve can be nearer to the labels than the victim."""
+    given = exposed(None, 0.0)
+    assert run(budget=budget, trust=1.0, **SIEVE_ALONE).notes["strength"] == strength
+    copied = given["copied"]
+    run(budget=0.01, trust=1.0, **SIEVE_ALONE)
+    assert same(copied, given["copied"])
+
+
+# What was exposed, and what is made of it -----------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["batch", "group"])
+def test_notes_are_a_strength_two_suspicions_and_a_class_or_none(run, kind):
+    notes = run(kind).notes
+    assert notes.keys() == {"strength", "evidence", "misled", "suspected_target"}
+    assert notes["strength"] in STRENGTHS
+    assert notes["evidence"] > 0 if kind == "batch" else notes["evidence"] == 0
+    assert 0 <= notes["misled"] <= 1
+    assert notes["suspected_target"] in {-1, *range(CLASSES)}
 
 
 @pytest.mark.parametrize(
@@ -174,57 +317,132 @@ def exposed(monkeypatch):
 def test_a_target_is_suspected_where_enough_was_misled(
     run, exposed, target, least_misled, suspected
 ):
+    """Evidence, which is there, names no class."""
     exposed(target, 0.5)
-    notes = run(least_misled=least_misled).notes
-    assert notes == {"misled": 0.5, "suspected_target": suspected}
+    notes = run(least_misled=least_misled, least_evidence=0.0, steps=0).notes
+    assert (notes["misled"], notes["suspected_target"]) == (0.5, suspected)
 
 
-def test_where_too_little_was_misled_it_tunes_on_clean_images_alone(run):
-    clean_alone = [run(least_misled=NEVER, reach=reach) for reach in (0.0, 4.0)]
-    assert equal(*clean_alone)
-    assert clean_alone[0].notes["suspected_target"] == -1
-    with_moves = [run(least_misled=0.0, reach=reach) for reach in (0.0, 4.0)]
-    assert not equal(*with_moves)
+@pytest.fixture
+def displays(monkeypatch):
+    """Put nothing in the place of tuning; returns what it was given and shown."""
+    given: dict = {"shown": []}
+
+    def descend(model, batches, *, steps, show, **rest):
+        given.update(model=model, **rest)
+        for batch in batches.take(steps):
+            with show(batch) as shown:
+                given["shown"].append((batch, shown))
+        return 0
+
+    monkeypatch.setattr(ngf, "descend", descend)
+    return given
 
 
-def test_the_search_gets_the_victim_before_and_after_its_weak_decay(run, exposed):
-    given = exposed(None, 0.0)
-    run(weak=0.5, strong=2.0, moves=3, search=5, radius=0.02)
-    before, after = given["victims"]
-    assert not changed_convolutions(before)
-    assert changed_convolutions(after) == changed_convolutions(given["copied"])
-    assert changed_convolutions(after) == weights_of(victim(), nn.Conv2d)
-    last = weights(after) / weights(before)
-    assert weights(given["copied"]) / weights(before) < last < 1  # the copy's decay is stronger
-    assert len(given["batches"]) == given["steps"] == 5
-    assert (given["moves"], given["radius"]) == (3, 0.02)
-    run(weak=0.0)
-    assert len(given["victims"]) == 1
+def lengths(displays) -> torch.Tensor:
+    """How far each moved image was moved, in units of the move [steps, moved]."""
+    found = [
+        (shown_NCHW[BATCH:] - x_NCHW[: len(shown_NCHW) - BATCH]).mean((1, 2, 3)) / MOVE
+        for (x_NCHW, _), (shown_NCHW, _) in displays["shown"]
+    ]
+    return torch.stack(found)
 
 
-def changed_convolutions(model) -> set[str]:
-    before, after = dict(victim().named_parameters()), dict(model.named_parameters())
-    names = weights_of(model, nn.Conv2d)
-    return {name for name in names if not torch.equal(before[name], after[name])}
+def check_moved(displays, reach, count):
+    """`count` images of each batch are moved, by anything up to `reach`."""
+    found = lengths(displays)
+    assert found.shape[1] == count
+    assert 0.8 * reach < found.max() <= 1.001 * reach
+    assert found.min() < 0.3 * reach
+    for (x_NCHW, _), (shown_NCHW, _) in displays["shown"]:
+        assert torch.equal(shown_NCHW[:BATCH], x_NCHW)
 
 
-def weights(model) -> torch.Tensor:
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-    return torch.stack([layer.weight.detach().square().sum() for layer in layers]).sum().sqrt()
+ASKED = {
+    "reach": 2.0,
+    "share": 1.0,
+    "least_misled": 0.5,
+    "when_evident": 0.25,
+    "when_neither": 0.5,
+    "steps": 12,
+}
+ALL, EVIDENT, NEITHER = (2.0, BATCH), (0.5, BATCH // 4), (2.0, BATCH // 2)
+
+
+@pytest.mark.parametrize(
+    ("misled", "least_evidence", "moved"),
+    [(0.5, 0.0, ALL), (0.5, NEVER, ALL), (0.49, 0.0, EVIDENT), (0.49, NEVER, NEITHER)],
+)
+def test_reach_and_share_follow_the_suspicions(
+    run, exposed, displays, misled, least_evidence, moved
+):
+    exposed(1, misled)
+    run(least_evidence=least_evidence, **ASKED)
+    check_moved(displays, *moved)
+
+
+@pytest.mark.parametrize(("misled", "moved"), [(0.5, ALL), (0.49, EVIDENT)])
+def test_without_batch_norm_to_ask_it_is_as_if_there_were_evidence(
+    run, exposed, displays, misled, moved
+):
+    exposed(1, misled)
+    run("group", least_evidence=NEVER, **ASKED)
+    check_moved(displays, *moved)
+
+
+@pytest.mark.parametrize(("more", "moved"), [(0.0, EVIDENT), (1e-3, NEITHER)])
+def test_evidence_counts_from_the_least_on(run, exposed, displays, clean, more, moved):
+    exposed(1, 0.0)
+    run(least_evidence=observed(clean, 1).evidence + more, **ASKED)
+    check_moved(displays, *moved)
+
+
+def test_share_0_tunes_on_clean_images_alone(run):
+    assert equal(*(run(**NOTHING_MOVED, reach=reach) for reach in (0.0, 4.0)))
+    assert not equal(*(run(share=0.5, reach=reach) for reach in (0.0, 4.0)))
+
+
+def test_tuning_gets_the_sieved_model_and_the_rule(run, displays):
+    purified = run(fisher="identity", lr=0.2, eta=0.3, damping=0.4, views=2)
+    assert displays["model"] is purified.model
+    assert displays["rule"] == Rule(0.2, 0.3, 0.4, "identity")
+    assert displays["views"] == 2
+
+
+def test_the_fisher_matters(run):
+    assert not equal(run(fisher="identity"), run(fisher="diagonal"))
+
+
+def test_trust_is_in_the_victim_and_not_in_the_sieved_model(run, displays):
+    purified = run(trust=1.0, share=0.0, weak=1.0, budget=NEVER)
+    for (x_NCHW, _), (_, p_NK) in displays["shown"]:
+        torch.testing.assert_close(p_NK, answers(victim(), x_NCHW))
+        assert (p_NK - answers(purified.model, x_NCHW)).abs().max() > 0.01
+
+
+# How a batch is shown -------------------------------------------------------------------------
+
+
+def batch(count):
+    """Grey images, each a little different."""
+    x_NCHW = 0.5 + 0.05 * torch.rand(count, 3, SIZE, SIZE, generator=torch.Generator())
+    return x_NCHW, torch.arange(count) % CLASSES
+
+
+def shown(moves_MCHW, given, *, reach=3.0, share=1.0, trust=0.0):
+    generator = torch.Generator().manual_seed(0)
+    found = Exposed(moves_MCHW, 0, 1.0)
+    with ngf._shown(victim(), trust, found, reach, share, generator)(given) as pair:
+        return pair
 
 
 def test_a_batch_is_shown_as_it_is_and_under_parts_of_the_moves():
     moves_MCHW = 0.02 * torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
-    x_NCHW, y_N = torch.full((64, 3, SIZE, SIZE), 0.5), torch.arange(64) % CLASSES
-    show = ngf._moved(
-        victim("group"), Exposed(moves_MCHW, 0, 1.0), 3.0, torch.Generator().manual_seed(0)
-    )
-    with show((x_NCHW, y_N)) as (shown_NCHW, shown_N):
-        assert torch.equal(shown_NCHW[:64], x_NCHW)
-        assert torch.equal(shown_N, y_N.repeat(2))
-        move_ND = (shown_NCHW[64:] - 0.5).flatten(1)
-    unit_MD = nn.functional.normalize(moves_MCHW.flatten(1))
-    along_NM = move_ND @ unit_MD.T / moves_MCHW.flatten(1).norm(dim=1)
+    x_NCHW, y_N = batch(64)
+    shown_NCHW, _ = shown(moves_MCHW, (x_NCHW, y_N))
+    assert torch.equal(shown_NCHW[:64], x_NCHW)
+    move_ND = (shown_NCHW[64:] - x_NCHW).flatten(1)
+    along_NM = move_ND @ normalize(moves_MCHW.flatten(1)).T / moves_MCHW.flatten(1).norm(dim=1)
     part_N, which_N = along_NM.max(1)
     expected_ND = part_N[:, None] * moves_MCHW.flatten(1)[which_N]
     torch.testing.assert_close(move_ND, expected_ND, rtol=1e-3, atol=1e-5)
@@ -233,32 +451,45 @@ def test_a_batch_is_shown_as_it_is_and_under_parts_of_the_moves():
     assert -1e-4 <= part_N.min() < 0.5
 
 
-def test_moved_pixels_stay_pixels():
-    show = ngf._moved(
-        victim("group"), Exposed(torch.full((1, 3, SIZE, SIZE), 0.7), 0, 1.0), 3.0,
-        torch.Generator().manual_seed(0),
-    )  # fmt: skip
-    with show((torch.full((8, 3, SIZE, SIZE), 0.5), torch.zeros(8).long())) as (shown_NCHW, _):
-        assert shown_NCHW.max() == 1
+@pytest.mark.parametrize(
+    ("share", "count"), [(0.0, 0), (0.02, 0), (0.25, 4), (0.3, 5), (0.5, 8), (1.0, 16)]
+)
+def test_the_first_share_of_a_batch_is_moved(share, count):
+    """By less than half of what tells one image from another."""
+    x_NCHW, y_N = batch(16)
+    moves_MCHW = torch.full((1, 3, SIZE, SIZE), 0.01)
+    shown_NCHW, p_NK = shown(moves_MCHW, (x_NCHW, y_N), reach=1.0, share=share)
+    assert len(shown_NCHW) == len(p_NK) == 16 + count
+    assert torch.equal(shown_NCHW[:16], x_NCHW)
+    nearest_N = torch.cdist(shown_NCHW[16:].flatten(1), x_NCHW.flatten(1)).argmin(1)
+    assert nearest_N.tolist() == list(range(count))
+    assert not any(torch.equal(*pair) for pair in zip(shown_NCHW[16:], x_NCHW, strict=False))
 
 
-@pytest.mark.parametrize("moved", [True, False])
-def test_norm_statistics_follow_the_clean_images_of_each_batch(moved):
-    model, other = victim(), victim()
-    x_NCHW, y_N = torch.rand(16, 3, SIZE, SIZE), torch.arange(16) % CLASSES
-    if moved:
-        moves = Exposed(torch.full((1, 3, SIZE, SIZE), 0.3), 0, 1.0)
-        show = ngf._moved(model, moves, 2.0, torch.Generator())
-    else:
-        show = ngf._followed(model)
-    with show((x_NCHW, y_N)) as shown:
-        assert len(shown[1]) == (32 if moved else 16)
-        assert torch.equal(shown[0][:16], x_NCHW)
-    norms.follow(other, x_NCHW, ngf.FOLLOW)
-    found, expected = model.state_dict(), other.state_dict()
-    assert all(torch.equal(found[key], expected[key]) for key in expected)
-    fresh = victim().state_dict()
-    assert not all(torch.equal(found[key], fresh[key]) for key in fresh)
+@pytest.mark.parametrize("trust", [0.0, 0.3, 1.0])
+def test_answers_lie_between_labels_and_the_victims(trust):
+    """A moved image keeps the answer to the image as it was, not the victim's to the moved one."""
+    x_NCHW, y_N = batch(16)
+    moves_MCHW = torch.rand(2, 3, SIZE, SIZE) - 0.5
+    shown_NCHW, p_NK = shown(moves_MCHW, (x_NCHW, y_N), share=0.5, trust=trust)
+    expected_NK = between(x_NCHW, y_N, trust)
+    torch.testing.assert_close(p_NK[:16], expected_NK)
+    torch.testing.assert_close(p_NK[16:], expected_NK[:8])
+    torch.testing.assert_close(p_NK.sum(1), torch.ones(24))
+    assert not p_NK.requires_grad
+    moved_NK = answers(victim(), shown_NCHW[16:])
+    assert (moved_NK - answers(victim(), x_NCHW[:8])).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(("move", "bound"), [(0.7, 1.0), (-0.7, 0.0)])
+def test_moved_pixels_stay_pixels(move, bound):
+    shown_NCHW, _ = shown(torch.full((1, 3, SIZE, SIZE), move), batch(8))
+    assert shown_NCHW.min() >= 0
+    assert shown_NCHW.max() <= 1
+    assert (shown_NCHW[8:] == bound).any()
+
+
+# Numbers that cannot be -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -267,12 +498,25 @@ def test_norm_statistics_follow_the_clean_images_of_each_batch(moved):
         ({"moves": 0}, "moves must be at least 1, got 0"),
         ({"search": 0}, "search must be at least 1, got 0"),
         ({"views": 0}, "views must be at least 1, got 0"),
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"weak": -0.1}, "weak must be at least 0, got -0.1"),
+        ({"damp": -1.0}, "damp must be at least 0, got -1"),
+        ({"budget": -0.01}, "budget must be at least 0, got -0.01"),
         ({"strong": -1.0}, "strong must be at least 0, got -1"),
         ({"reach": -1.0}, "reach must be at least 0, got -1"),
         ({"steps": -1}, "steps must be at least 0, got -1"),
         ({"radius": 0.0}, "radius must lie between 1e-06 and 1, got 0"),
+        ({"share": 1.5}, "share must lie between 0 and 1, got 1.5"),
+        ({"share": -0.5}, "share must lie between 0 and 1, got -0.5"),
+        ({"when_evident": 2.0}, "when_evident must lie between 0 and 1, got 2"),
+        ({"when_neither": -1.0}, "when_neither must lie between 0 and 1, got -1"),
+        ({"trust": -0.1}, "trust must lie between 0 and 1, got -0.1"),
+        ({"trust": 1.1}, "trust must lie between 0 and 1, got 1.1"),
+        ({"shift": SIZE}, f"shift must lie between 0 and {SIZE - 1}, got {SIZE}"),
+        ({"fisher": "kfac"}, "unknown fisher 'kfac': there is diagonal, identity"),
         ({"lr": 1.5}, "lr must lie between 0 and 1, got 1.5"),
+        ({"eta": -1.0}, "eta must be at least 0, got -1"),
+        ({"damping": -1.0}, "damping must be at least 0, got -1"),
     ],
 )
 def test_numbers_that_cannot_be_are_said(run, change, said):

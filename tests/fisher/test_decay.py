@@ -11,7 +11,7 @@ from torch import nn
 
 from ngf import device
 from ngf.fisher import decay as module
-from ngf.fisher.decay import decay, input_moment
+from ngf.fisher.decay import decay, input_moment, input_moments
 from ngf.models import head
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-6, "check_dtype": False}  # moments are summed in float32
@@ -71,6 +71,14 @@ def with_head(layer, x) -> nn.Sequential:
     """The layer and a head on whatever it gives."""
     features = layer(x).flatten(1).shape[1]
     return nn.Sequential(layer, nn.Flatten(), nn.Linear(features, 3)).to(x.dtype).eval()
+
+
+def state(model) -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def convolutions_of(model) -> dict[str, nn.Conv2d]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.Conv2d)}
 
 
 # The moment of the inputs ---------------------------------------------------------------------
@@ -138,6 +146,66 @@ def test_the_moment_does_not_depend_on_the_chunks(monkeypatch):
     torch.testing.assert_close(input_moment(layer, x), moment(layer, x), **CLOSE)
 
 
+# The moments of a network's layers ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arch", ["preact_resnet", "resnet"])
+def test_every_layer_but_the_head_has_the_moment_of_what_reaches_it(arch):
+    model, x, expected = tiny_model(arch=arch), torch.rand(8, 3, SIZE, SIZE), {}
+    for name, layer in convolutions_of(model).items():
+        layer.register_forward_pre_hook(
+            lambda layer, args, name=name: expected.update({name: moment(layer, args[0].detach())})
+        )
+    model(x)
+    assert len(expected) == 20
+    found = input_moments(model, x)
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert found[name].dtype == torch.float64
+        assert not found[name].requires_grad
+        torch.testing.assert_close(found[name], expected[name], **CLOSE)
+
+
+def test_a_hidden_linear_layer_has_a_moment_and_the_head_has_none():
+    hidden, last = nn.Linear(6, 5), nn.Linear(5, 3)
+    model, x = nn.Sequential(hidden, nn.ReLU(), last).eval(), torch.randn(9, 6)
+    found = input_moments(model, x)
+    assert head(model) is last
+    assert list(found) == ["0"]
+    torch.testing.assert_close(found["0"], moment(hidden, x), **CLOSE)
+
+
+@pytest.mark.parametrize("arch", ["preact_resnet", "resnet"])
+def test_finding_the_moments_changes_nothing(arch):
+    model, x = tiny_model(arch=arch), torch.rand(8, 3, SIZE, SIZE)
+    before, kept = state(model), x.clone()
+    input_moments(model, x)
+    after = model.state_dict()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert torch.equal(x, kept)
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert not any(part.training for part in model.modules())
+
+
+def test_one_pass_is_enough_and_a_later_one_finds_nothing_more():
+    model, x, calls = tiny_model(), torch.rand(4, 3, SIZE, SIZE), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    found = input_moments(model, x)
+    assert len(calls) == 1
+    before = {name: a_GII.clone() for name, a_GII in found.items()}
+    model(2 * x)
+    assert all(torch.equal(found[name], before[name]) for name in before)
+    assert not any(part._forward_pre_hooks for part in model.modules())
+
+
+def test_hooks_are_gone_after_an_error():
+    model = tiny_model()
+    with pytest.raises(RuntimeError):
+        input_moments(model, torch.rand(4, 5, SIZE, SIZE))
+    assert not any(part._forward_pre_hooks for part in model.modules())
+
+
 # The weights ----------------------------------------------------------------------------------
 
 
@@ -145,8 +213,8 @@ def test_the_moment_does_not_depend_on_the_chunks(monkeypatch):
 @settings(deadline=None, max_examples=30)
 def test_a_decayed_convolution_is_the_closed_minimum(case, strength):
     layer, x = case
-    expected = closed(layer, x, strength)
-    assert decay(with_head(layer, x), x, strength) == 1
+    expected, model = closed(layer, x, strength), with_head(layer, x)
+    decay(model, input_moments(model, x), strength)
     loose = {"rtol": 1e-3, "atol": 1e-5, "check_dtype": False}
     torch.testing.assert_close(layer.weight.detach(), expected, **loose)
 
@@ -165,7 +233,8 @@ def test_the_objective_is_stationary_there(strength):
         loss = (moved @ a_II @ moved.T).trace() + added * (weight @ weight.T).trace()
         return torch.autograd.grad(loss, weight)[0].norm()
 
-    decay(with_head(layer, x), x, strength)
+    model = with_head(layer, x)
+    decay(model, input_moments(model, x), strength)
     assert gradient(layer.weight) < 1e-5 * gradient(start)
     assert gradient(layer.weight * 1.01) > 1e-3 * gradient(start)
 
@@ -174,8 +243,8 @@ def test_what_clean_inputs_fill_stays_and_what_they_never_fill_goes():
     torch.manual_seed(0)
     layer, x = nn.Linear(3, 4), torch.randn(50, 3)
     x[:, 1] = 0
-    start = layer.weight.detach().clone()
-    decay(with_head(layer, x), x, 1e-5)
+    start, model = layer.weight.detach().clone(), with_head(layer, x)
+    decay(model, input_moments(model, x), 1e-5)
     torch.testing.assert_close(layer.weight[:, [0, 2]], start[:, [0, 2]], rtol=1e-3, atol=1e-5)
     assert start[:, 1].abs().min() > 1e-3
     assert layer.weight[:, 1].abs().max() < 1e-9
@@ -184,22 +253,24 @@ def test_what_clean_inputs_fill_stays_and_what_they_never_fill_goes():
 def test_no_strength_left_leaves_the_weight():
     torch.manual_seed(0)
     layer, x = nn.Conv2d(3, 4, 3, padding=1), torch.randn(8, 3, 8, 8)
-    start = layer.weight.detach().clone()
-    decay(with_head(layer, x), x, 1e-9)
+    start, model = layer.weight.detach().clone(), with_head(layer, x)
+    decay(model, input_moments(model, x), 1e-9)
     torch.testing.assert_close(layer.weight.detach(), start, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1e3])
 def test_strength_does_not_depend_on_the_inputs_scale(scale):
     torch.manual_seed(0)
-    one, x = nn.Linear(4, 3), torch.randn(30, 4)
+    layer, x = nn.Linear(4, 3), torch.randn(30, 4)
+    start, one = layer.weight.detach().clone(), with_head(layer, x)
     other = copy.deepcopy(one)
-    decay(with_head(one, x), x, 0.5)
-    decay(with_head(other, x), scale * x, 0.5)
-    torch.testing.assert_close(one.weight, other.weight, rtol=1e-4, atol=1e-6)
+    decay(one, input_moments(one, x), 0.5)
+    decay(other, input_moments(other, scale * x), 0.5)
+    torch.testing.assert_close(one[0].weight, other[0].weight, rtol=1e-4, atol=1e-6)
+    assert (one[0].weight - start).norm() > 0.1 * start.norm()
 
 
-def test_later_layers_see_what_the_decayed_ones_before_them_make():
+def test_all_moments_are_those_of_the_undecayed_network():
     torch.manual_seed(0)
     first, second = nn.Conv2d(2, 3, 3, padding=1), nn.Conv2d(3, 4, 3, stride=2)
     x = torch.randn(10, 2, 7, 7)
@@ -208,18 +279,20 @@ def test_later_layers_see_what_the_decayed_ones_before_them_make():
     between = nn.functional.conv2d(
         x.double(), wanted_first, first.bias.detach().double(), padding=1
     ).relu()
-    wanted_second, naive = closed(second, between, 2.0), closed(second, undecayed, 2.0)
+    wanted_second, in_turn = closed(second, undecayed, 2.0), closed(second, between, 2.0)
     model = nn.Sequential(first, nn.ReLU(), second, nn.Flatten(), nn.Linear(36, 3)).eval()
-    assert decay(model, x, 2.0) == 2
+    moments = input_moments(model, x)
+    assert list(moments) == ["0", "2"]
+    decay(model, moments, 2.0)
     torch.testing.assert_close(first.weight.detach(), wanted_first, **CLOSE)
     torch.testing.assert_close(second.weight.detach(), wanted_second, **CLOSE)
-    assert (naive - wanted_second).norm() > 0.01 * wanted_second.norm()
+    assert (in_turn - wanted_second).norm() > 0.01 * wanted_second.norm()
 
 
 def test_layers_that_clean_images_never_reach_become_zero_not_nan():
-    layer = nn.Conv2d(2, 3, 3, padding=1)
-    model = with_head(layer, torch.zeros(4, 2, 6, 6))
-    decay(model, torch.zeros(4, 2, 6, 6), 0.1)
+    layer, x = nn.Conv2d(2, 3, 3, padding=1), torch.zeros(4, 2, 6, 6)
+    model = with_head(layer, x)
+    decay(model, input_moments(model, x), 0.1)
     assert torch.all(layer.weight == 0)
 
 
@@ -229,48 +302,48 @@ def test_layers_that_clean_images_never_reach_become_zero_not_nan():
 @pytest.mark.parametrize("arch", ["preact_resnet", "resnet"])
 def test_only_the_weights_of_convolutions_change(arch):
     model = tiny_model(arch=arch)
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    layers = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
-    assert decay(model, torch.rand(8, 3, SIZE, SIZE), 0.5) == len(layers)
+    before = state(model)
+    decay(model, input_moments(model, torch.rand(8, 3, SIZE, SIZE)), 0.5)
     after = model.state_dict()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
-    assert changed == {f"{name}.weight" for name in layers}
+    assert changed == {f"{name}.weight" for name in convolutions_of(model)}
     assert not model.training
 
 
 def test_a_hidden_linear_layer_is_decayed_and_its_bias_kept():
     hidden, last = nn.Linear(6, 5), nn.Linear(5, 3)
-    model = nn.Sequential(hidden, nn.ReLU(), last).eval()
+    model, x = nn.Sequential(hidden, nn.ReLU(), last).eval(), torch.randn(9, 6)
     kept = [copy.deepcopy(t) for t in (hidden.bias, last.weight, last.bias)]
-    start = hidden.weight.detach().clone()
-    decay(model, torch.randn(9, 6), 0.5)
-    assert head(model) is last
-    assert not torch.equal(hidden.weight, start)
+    expected = closed(hidden, x, 0.5)
+    decay(model, input_moments(model, x), 0.5)
+    torch.testing.assert_close(hidden.weight.detach(), expected, **CLOSE)
     for tensor, before in zip((hidden.bias, last.weight, last.bias), kept, strict=True):
         assert torch.equal(tensor, before)
 
 
+def test_a_layer_without_a_moment_is_left_alone():
+    model = tiny_model()
+    moments, before = input_moments(model, torch.rand(8, 3, SIZE, SIZE)), state(model)
+    name = list(moments)[2]
+    decay(model, {name: moments[name]}, 0.5)
+    after = model.state_dict()
+    assert [key for key in before if not torch.equal(before[key], after[key])] == [f"{name}.weight"]
+
+
+def test_the_moments_are_left_as_they_were():
+    model = tiny_model()
+    moments = input_moments(model, torch.rand(4, 3, SIZE, SIZE))
+    before = {name: a_GII.clone() for name, a_GII in moments.items()}
+    decay(model, moments, 0.5)
+    assert all(torch.equal(moments[name], before[name]) for name in before)
+
+
 def test_weights_keep_shape_type_and_memory_format():
     model = tiny_model()
-    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    layers = convolutions_of(model).values()
     before = [(m.weight, m.weight.shape, m.weight.stride(), m.weight.dtype) for m in layers]
-    decay(model, torch.rand(4, 3, SIZE, SIZE), 0.5)
+    decay(model, input_moments(model, torch.rand(4, 3, SIZE, SIZE)), 0.5)
     for layer, (weight, shape, stride, dtype) in zip(layers, before, strict=True):
         assert layer.weight is weight
         assert (weight.shape, weight.stride(), weight.dtype) == (shape, stride, dtype)
         assert weight.requires_grad
-
-
-def test_a_later_pass_decays_nothing_more():
-    model, x = tiny_model(), torch.rand(4, 3, SIZE, SIZE)
-    decay(model, x, 0.5)
-    weight = model.net[0].weight.detach().clone()
-    model(x)
-    assert torch.equal(model.net[0].weight, weight)
-
-
-def test_hooks_are_gone_after_an_error():
-    model = tiny_model()
-    with pytest.raises(RuntimeError):
-        decay(model, torch.rand(4, 5, SIZE, SIZE), 0.5)
-    assert not any(module._forward_pre_hooks for module in model.modules())

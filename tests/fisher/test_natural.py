@@ -1,9 +1,11 @@
 """One step of natural-gradient descent against dense linear algebra in float64."""
 
+import contextlib
+
 import pytest
 import torch
 from conftest import SIZE, tiny_model
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cosine_similarity, cross_entropy, one_hot
 
 from ngf import device
 from ngf.errors import InputError
@@ -120,3 +122,126 @@ def test_a_singular_fisher_is_said(monkeypatch):
         model.net[-1].bias.copy_(torch.tensor([1e4, 0, 0]))
     with pytest.raises(InputError, match=r"step 0 is not finite.*raise the damping \(now 0.1\)"):
         tune(model, monkeypatch)
+
+
+# Labels that are probabilities ----------------------------------------------------------------
+
+
+@pytest.fixture
+def full_precision(monkeypatch):
+    monkeypatch.setattr(device, "native_bf16", lambda where: False)
+
+
+def noise() -> Batches:
+    """One batch of 24 images in every pass."""
+    generator = torch.Generator().manual_seed(0)
+    x_NHWC = torch.randint(0, 256, (24, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)
+    return Batches(x_NHWC, torch.arange(24) % 3, size=24, shift=0, flip=False, seed=0)
+
+
+def descend(model, steps, show=contextlib.nullcontext, **rule) -> torch.Tensor:
+    """The parameters that it comes to."""
+    chosen = natural.Rule(**{"lr": 0.5, "eta": 0.0, "damping": 0.1, **rule})
+    natural.descend(
+        model, noise(), steps=steps, views=1, rule=chosen, generator=torch.Generator(), show=show
+    )
+    return flatten(tuned_parameters(model)).detach()
+
+
+def soft_batch():
+    generator = torch.Generator().manual_seed(0)
+    x_NCHW = torch.rand(6, 3, SIZE, SIZE, generator=generator)
+    return x_NCHW, torch.randn(6, 3, generator=generator).softmax(1)
+
+
+def gradient_of(model, batch) -> torch.Tensor:
+    return flatten(natural._gradient(model, tuned_parameters(model), batch))
+
+
+def test_soft_labels_give_the_gradient_of_the_mean_cross_entropy(full_precision):
+    """E over images of -sum_k p_k log q_k, by autograd."""
+    model = tiny_model()
+    x_NCHW, p_NK = soft_batch()
+    loss = -(p_NK * model(x_NCHW).log_softmax(1)).sum(1).mean()
+    expected = torch.autograd.grad(loss, list(tuned_parameters(model).values()))
+    expected = torch.cat([part.flatten() for part in expected])
+    torch.testing.assert_close(gradient_of(model, (x_NCHW, p_NK)), expected, rtol=1e-4, atol=1e-6)
+    hard = gradient_of(model, (x_NCHW, p_NK.argmax(1)))
+    assert (hard - expected).norm() > 0.1 * expected.norm()
+
+
+def test_certain_soft_labels_are_labels(full_precision):
+    model = tiny_model()
+    x_NCHW, p_NK = soft_batch()
+    y_N = p_NK.argmax(1)
+    hard = gradient_of(model, (x_NCHW, y_N))
+    soft = gradient_of(model, (x_NCHW, one_hot(y_N, 3).float()))
+    torch.testing.assert_close(hard, soft, rtol=1e-4, atol=1e-6)
+
+
+def test_it_descends_to_the_answers_that_it_is_shown(full_precision):
+    """Half of each image's answer is its label, the other half that of the next class."""
+
+    @contextlib.contextmanager
+    def show(batch):
+        x_NCHW, y_N = batch
+        yield x_NCHW, (one_hot(y_N, 3) + one_hot((y_N + 1) % 3, 3)) / 2
+
+    model, (x_NCHW, y_N) = tiny_model(), next(noise().take(1))
+    with show((x_NCHW, y_N)) as wanted:
+        before = cross_entropy(model(x_NCHW), wanted[1])
+        descend(model, steps=20, show=show, damping=0.01)
+        after = cross_entropy(model(x_NCHW), wanted[1])
+    assert after < before
+    p_NK, rows = model(x_NCHW).softmax(1), torch.arange(len(y_N))
+    assert p_NK[rows, (y_N + 1) % 3].mean() > 1.3 * p_NK[rows, (y_N + 2) % 3].mean()
+
+
+# Plain gradient descent -----------------------------------------------------------------------
+
+
+def test_identity_goes_along_the_gradient(full_precision):
+    start = flatten(tuned_parameters(tiny_model())).detach()
+    downhill = -gradient_of(tiny_model(), next(noise().take(1)))
+    plain = descend(tiny_model(), steps=1, fisher="identity") - start
+    assert cosine_similarity(plain, downhill, dim=0) > 0.9999
+    other = descend(tiny_model(), steps=1, fisher="diagonal") - start
+    assert cosine_similarity(other, downhill, dim=0) < 0.95
+
+
+def test_identity_is_anchored_by_the_mean_of_the_diagonal(full_precision):
+    """The second step goes along g + eta mean(F) (theta - theta0)."""
+    model, eta = tiny_model(), 30.0
+    start = flatten(tuned_parameters(model)).detach().clone()
+    mean = flatten(fisher_diagonal(model, noise().take(1), torch.Generator())).mean()
+    options = {"fisher": "identity", "eta": eta, "lr": 1.0}
+    first = descend(model, steps=1, **options).clone()
+    gradient = gradient_of(model, next(noise().take(1)))
+    second = descend(tiny_model(), steps=2, **options)
+    anchored = -(gradient + eta * mean * (first - start))
+    assert cosine_similarity(second - first, anchored, dim=0) > 0.9999
+    assert cosine_similarity(second - first, -gradient, dim=0) < 0.99
+
+
+def test_the_length_along_the_gradient_is_the_exact_one(full_precision):
+    """a = g^T v / v^T (F* + (eta + damping) mean(F)) v, for v = g."""
+    model = tiny_model()
+    start = flatten(tuned_parameters(model)).detach().clone()
+    mean = flatten(fisher_diagonal(model, noise().take(1), torch.Generator())).mean()
+    batch = next(noise().take(1))
+    named = natural._gradient(model, tuned_parameters(model), batch)
+    g = flatten(named)
+    curvature = fisher_along(model, batch[0], named) + (0.2 + 50) * mean * g.square().sum()
+    moved = descend(model, steps=1, fisher="identity", lr=0.5, eta=0.2, damping=50.0) - start
+    expected = -0.5 * g.square().sum() / curvature * g
+    assert expected.norm() < 0.5 * natural.RADIUS * start.norm()
+    torch.testing.assert_close(moved, expected, rtol=1e-2, atol=1e-6)
+
+
+def test_the_diagonal_is_the_default():
+    assert natural.Rule(0.5, 0.0, 0.1) == natural.Rule(0.5, 0.0, 0.1, "diagonal")
+
+
+def test_an_unknown_fisher_is_said_with_those_that_there_are():
+    with pytest.raises(InputError, match="unknown fisher 'kfac': there is diagonal, identity"):
+        natural.Rule(0.5, 0.0, 0.1, "kfac")

@@ -3,35 +3,33 @@
 The paper tunes the classifier alone on clean images. That does not purify (docs/method.md), so this
 defense uses the paper's means in three moves:
 
-1. Decay. One closed natural-gradient step on the weights' norm, held by the Fisher of clean images:
-   what they do not use goes to zero. Weakly for the model, strongly for a copy.
+1. Sieve. Closed filters let through only what clean images use, as strongly as the loss on them
+   allows. A copy is filtered without that care.
 2. Expose. Find what misleads the model but not its copy.
 3. Unlearn. Natural gradient on batch norms and head, with the Fisher-weighted anchor, on clean
-   images and on the same images under what was found, all with their true labels.
+   images and on some of them under what was found; on the more, the surer it is a backdoor.
 
-It asks nothing of batch norm and works without it, tuning the head alone after the decay. Where
-there is batch norm, its statistics are computed anew on the clean split and follow it while the
-model is tuned.
+It makes use of what batch norm remembers of triggered images, does not need it, and works without
+batch norm, tuning the head alone after the sieve.
 """
 
 import contextlib
 import copy
 from collections.abc import Iterator
-from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
 
-from ngf import norms, params
+from ngf import params
 from ngf.defenses import Clean, Purified
+from ngf.device import autocast
 from ngf.exposure import Exposed, expose
-from ngf.fisher.decay import decay
 from ngf.fisher.natural import Rule, Show, descend
 from ngf.models import Classifier
 from ngf.progress import track
+from ngf.sieve import observe, sieve, sieve_within
 from ngf.training import Batch, Batches
-
-SEARCH_BATCH = 256
-FOLLOW = 0.1  # share of the way that norm statistics go to each batch's
 
 
 def purify(
@@ -39,103 +37,142 @@ def purify(
     clean: Clean,
     *,
     weak: float,
+    damp: float,
+    budget: float,
     strong: float,
     moves: int,
     search: int,
     radius: float,
     reach: float,
+    share: float,
     least_misled: float,
+    least_evidence: float,
+    when_evident: float,
+    when_neither: float,
+    trust: float,
     views: int,
     steps: int,
     batch_size: int,
+    fisher: str,
     lr: float,
     eta: float,
     damping: float,
     shift: int,
     seed: int,
 ) -> Purified:
-    """Purify in three moves: decay, expose, unlearn.
+    """Purify in three moves: sieve, expose, unlearn.
 
     Args:
-        weak, strong: decay of the model and of its copy, see `ngf.fisher.decay`; 0 is none.
+        weak, damp, budget: see `ngf.sieve.sieve_within`.
+        strong: the copy's `weak`, without a budget.
         moves, search, radius: see `ngf.exposure.expose`; `search` are its steps.
         reach: images are moved by up to `reach` times what was found.
-        least_misled: where less than this share of images was misled, no backdoor was exposed, and
-            the model is tuned on clean images alone.
-        views: augmented passes over the clean split for norm statistics and for the Fisher.
+        share: of a batch's images, shown a second time under a move.
+        least_misled, least_evidence: from here on a suspicion counts, see the notes.
+        when_evident: where only evidence speaks, the sieve saw the backdoor and has most of it:
+            reach and share become this share of themselves. So they do without batch norm, which
+            has no evidence to give.
+        when_neither: where nothing speaks, the model is benign or its backdoor hides: share becomes
+            this share of itself; 0 leaves a benign model alone.
+        trust: weight of the victim's answer to the clean image beside the label, in [0, 1].
+        views: augmented passes over the clean split for the sieve and for the Fisher.
         steps, batch_size: natural-gradient steps and the clean images of each.
-        lr, eta, damping: see `ngf.fisher.natural.Rule`.
+        fisher, lr, eta, damping: see `ngf.fisher.natural.Rule`.
         shift: pixels of random translation in every view.
 
-    Notes: `misled`, the share of images that what was found misleads, is the defense's suspicion;
-    `suspected_target` is the class they are drawn to, or -1.
+    Notes: `strength` of the sieve; two suspicions, `evidence` (what batch norm remembers beyond
+    clean images, see `ngf.sieve`) and `misled` (see `ngf.exposure`); `suspected_target`, the class
+    that images are drawn to, or -1.
     """
     params.at_least(1, views=views, moves=moves, search=search)
-    params.at_least(0, steps=steps, weak=weak, strong=strong, reach=reach)
+    params.at_least(0, steps=steps, weak=weak, damp=damp, budget=budget, strong=strong, reach=reach)
     params.within("radius", radius, 1e-6, 1)
+    parts = {"when_evident": when_evident, "when_neither": when_neither}
+    for name, part in {**parts, "share": share, "trust": trust}.items():
+        params.within(name, part, 0, 1)
+    rule = Rule(lr, eta, damping, fisher)
     device = clean.y_N.device
-    look: dict[str, Any] = {"shift": shift, "flip": clean.flip}
-    batches = Batches(clean.x_NHWC, clean.y_N, size=batch_size, seed=seed, **look)
-    wide = Batches(clean.x_NHWC, clean.y_N, size=SEARCH_BATCH, seed=seed, **look)
+    batches = Batches(
+        clean.x_NHWC, clean.y_N, size=batch_size, shift=shift, flip=clean.flip, seed=seed
+    )
     generator = torch.Generator(device).manual_seed(seed)
 
-    def recalibrate(net: Classifier) -> None:
-        count = views * batches.per_epoch
-        norms.recalibrate(net, track(batches.take(count), "recalibrate", count), device)
-
-    recalibrate(model)
-    before, strict = copy.deepcopy(model), copy.deepcopy(model)
-    x_NCHW = torch.cat([x for x, _ in batches.take(views * batches.per_epoch)])
-    for net, strength in ((model, weak), (strict, strong)):
-        if strength:
-            decay(net, x_NCHW, strength)
-            recalibrate(net)
-    del x_NCHW
+    victim = model.eval()
+    count = views * batches.per_epoch
+    x_NCHW, y_N = map(torch.cat, zip(*track(batches.take(count), "sieve", count), strict=True))
+    seen = observe(victim, x_NCHW, _answers(victim, (x_NCHW, y_N), trust))
+    sieved, strength = sieve_within(victim, seen, weak=weak, damp=damp, budget=budget)
+    strict = copy.deepcopy(victim)
+    sieve(strict, seen, weak=strong, damp=damp)
     found = expose(
-        # What the weak decay already took cannot be exposed in the model any more.
-        [before, model] if weak else [model],
+        # What the sieve already took cannot be exposed in the model any more.
+        [victim, sieved],
         strict,
-        track(wide.take(search), "expose", search),
+        track(batches.take(search), "expose", search),
         moves=moves,
         steps=search,
         radius=radius,
         device=device,
     )
-    moved = found.misled >= least_misled
-    show = _moved(model, found, reach, generator) if moved else _followed(model)
-    rule = Rule(lr, eta, damping)
+    exposed = found.misled >= least_misled
+    evident = seen.evidence >= least_evidence or not seen.excess
+    if not exposed and evident:
+        reach, share = when_evident * reach, when_evident * share
+    elif not exposed:
+        share = when_neither * share
     tuned = descend(
-        model, batches, steps=steps, views=views, rule=rule, generator=generator, show=show
+        sieved,
+        batches,
+        steps=steps,
+        views=views,
+        rule=rule,
+        generator=generator,
+        show=_shown(victim, trust, found, reach, share, generator),
     )
-    recalibrate(model)
-    target = -1 if found.target is None or not moved else found.target
-    return Purified(model, tuned, steps, {"misled": found.misled, "suspected_target": target})
+    target = -1 if found.target is None or not exposed else found.target
+    notes = {
+        "strength": strength,
+        "evidence": seen.evidence,
+        "misled": found.misled,
+        "suspected_target": target,
+    }
+    return Purified(sieved, tuned, steps, notes)
 
 
-def _followed(model: Classifier) -> Show:
-    """Shows a batch as it is, after the norm statistics have followed it."""
+def _shown(
+    victim: Classifier,
+    trust: float,
+    found: Exposed,
+    reach: float,
+    share: float,
+    generator: torch.Generator,
+) -> Show:
+    """Shows a batch as it is, then the first `share` of it under parts of the moves.
 
-    @contextlib.contextmanager
-    def show(batch: Batch) -> Iterator[Batch]:
-        norms.follow(model, batch[0], FOLLOW)
-        yield batch
+    A moved image keeps the answer to the image as it was.
+    """
 
-    return show
-
-
-def _moved(model: Classifier, found: Exposed, reach: float, generator: torch.Generator) -> Show:
-    """Shows a batch twice: as it is, and each image under a part of one of the moves."""
-
-    def draw(count: int) -> torch.Tensor:
+    def draw(count: int) -> Tensor:
         return torch.rand(count, generator=generator, device=generator.device)
 
     @contextlib.contextmanager
     def show(batch: Batch) -> Iterator[Batch]:
         x_NCHW, y_N = batch
-        norms.follow(model, x_NCHW, FOLLOW)
-        which_N = (draw(len(y_N)) * len(found.moves_MCHW)).long()
-        length_N = reach * draw(len(y_N))
+        p_NK = _answers(victim, batch, trust)
+        count = round(share * len(y_N))
+        which_N = (draw(count) * len(found.moves_MCHW)).long()
+        length_N = reach * draw(count)
         move_NCHW = length_N[:, None, None, None] * found.moves_MCHW[which_N]
-        yield torch.cat([x_NCHW, (x_NCHW + move_NCHW).clamp(0, 1)]), torch.cat([y_N, y_N])
+        moved_NCHW = (x_NCHW[:count] + move_NCHW).clamp(0, 1)
+        yield torch.cat([x_NCHW, moved_NCHW]), torch.cat([p_NK, p_NK[:count]])
 
     return show
+
+
+@torch.no_grad()
+def _answers(victim: Classifier, batch: Batch, trust: float) -> Tensor:
+    """What the model shall answer: between the labels and the victim's probabilities [B, K]."""
+    x_NCHW, y_N = batch
+    with autocast(x_NCHW.device):
+        p_NK = victim(x_NCHW).float().softmax(1)
+    return torch.lerp(one_hot(y_N, p_NK.shape[1]).float(), p_NK, trust)

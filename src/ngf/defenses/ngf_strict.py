@@ -90,8 +90,7 @@ def purify(
     params.at_least(1, views=views, steps=steps)
     params.at_least(0, lr=lr, eta=eta, damping=damping)
     params.within("shift", shift, 0, min(clean.x_NHWC.shape[1:3]) - 1)
-    if fisher not in FISHERS:
-        raise InputError(f"unknown fisher '{fisher}': there is {', '.join(FISHERS)}")
+    params.one_of(FISHERS, fisher=fisher)
     model.eval()
     if recalibrate:
         _recalibrate(model, clean, views=views, shift=shift, seed=seed)

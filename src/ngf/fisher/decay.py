@@ -14,6 +14,8 @@ whose outputs matter to the loss as much as any other's (docs/method.md).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -25,44 +27,56 @@ CHUNK = 64  # images whose patches are unfolded at a time
 
 
 @torch.no_grad()
-def decay(model: nn.Module, x_NCHW: Tensor, strength: float) -> int:
-    """Decay every layer but the head, in place, in one forward pass over the images.
+def input_moments(model: nn.Module, x_NCHW: Tensor) -> dict[str, Tensor]:
+    """A of every layer but the head, by the layer's name, in one forward pass.
 
-    A layer sees the inputs that the decayed layers before it produce. The model must be in
-    evaluation mode; its norm statistics are left as they are.
-
-    Args:
-        strength: lambda in units of A's mean eigenvalue, above 0.
-
-    Returns:
-        How many layers were decayed.
+    The model must be in evaluation mode; it is left as it is.
     """
     last = head(model)
-    layers = [m for m in model.modules() if isinstance(m, Layer) and m is not last]
+    found: dict[str, Tensor] = {}
 
-    def shrink(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, Layer)
-        _shrink(layer, args[0], strength)
+    def listen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+            assert isinstance(layer, Layer)
+            found[name] = input_moment(layer, args[0])
 
-    hooks = [layer.register_forward_pre_hook(shrink) for layer in layers]
+        return hook
+
+    hooks = [
+        layer.register_forward_pre_hook(listen(name))
+        for name, layer in model.named_modules()
+        if isinstance(layer, Layer) and layer is not last
+    ]
     try:
         with autocast(x_NCHW.device):
             model(x_NCHW)
     finally:
         for hook in hooks:
             hook.remove()
-    return len(layers)
+    return found
 
 
-def _shrink(layer: Layer, x: Tensor, strength: float) -> None:
-    """W <- W A (A + lambda I)^-1 for every group of the layer's channels."""
-    moment_GII = input_moment(layer, x)
+@torch.no_grad()
+def decay(model: nn.Module, moments: Mapping[str, Tensor], strength: float) -> None:
+    """W <- W A (A + lambda I)^-1 in place, for every layer that has a moment.
+
+    Args:
+        moments: from `input_moments`, {layer's name: A [groups, I, I]}.
+        strength: lambda in units of A's mean eigenvalue, above 0.
+    """
+    for name, moment_GII in moments.items():
+        layer = model.get_submodule(name)
+        assert isinstance(layer, Layer)
+        _shrink(layer, moment_GII, strength)
+
+
+def _shrink(layer: Layer, moment_GII: Tensor, strength: float) -> None:
     size = moment_GII.shape[-1]
     weight_GOI = layer.weight.double().reshape(len(moment_GII), -1, size)
     mean_G = moment_GII.diagonal(dim1=1, dim2=2).mean(1)
     # A layer that clean images never reach has no scale of its own, and nothing to keep.
     added_G = (strength * mean_G).clamp_min(torch.finfo(torch.float32).tiny)
-    eye_II = torch.eye(size, dtype=torch.float64, device=x.device)
+    eye_II = torch.eye(size, dtype=torch.float64, device=moment_GII.device)
     held_GIO = moment_GII @ weight_GOI.mT
     small_GIO = torch.linalg.solve(moment_GII + added_G[:, None, None] * eye_II, held_GIO)
     layer.weight.copy_(small_GIO.mT.reshape(layer.weight.shape))

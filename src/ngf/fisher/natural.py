@@ -43,16 +43,19 @@ Show = Callable[[Batch], contextlib.AbstractContextManager[Batch]]
 class Rule:
     """lr: share of the optimal length, in (0, 1]. eta: weight of the anchor.
 
-    damping: in units of the mean entry of F.
+    damping: in units of the mean entry of F. fisher: "diagonal", or "identity" for F's mean entry
+    everywhere, which makes the direction that of plain gradient descent.
     """
 
     lr: float
     eta: float
     damping: float
+    fisher: str = "diagonal"
 
     def __post_init__(self) -> None:
         params.within("lr", self.lr, 0, 1)
         params.at_least(0, eta=self.eta, damping=self.damping)
+        params.one_of(("diagonal", "identity"), fisher=self.fisher)
 
 
 def descend(
@@ -68,7 +71,8 @@ def descend(
     """Tune norms and head in place, norm statistics fixed. Returns the number of parameters.
 
     Args:
-        views: passes over the data for F. show: how each batch is shown to the model.
+        views: passes over the data for F. show: how each batch is shown to the model; the labels
+            may be classes [B] or probabilities [B, K].
 
     Raises:
         InputError: the Fisher is singular for this damping.
@@ -78,7 +82,10 @@ def descend(
     start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     count = views * batches.per_epoch
     fisher = fisher_diagonal(model, track(batches.take(count), "Fisher", count), generator)
-    floor = rule.damping * torch.cat([square.flatten() for square in fisher.values()]).mean()
+    mean = torch.cat([square.flatten() for square in fisher.values()]).mean()
+    if rule.fisher == "identity":
+        fisher = {name: mean.expand_as(square) for name, square in fisher.items()}
+    floor = rule.damping * mean
     pull = {name: rule.eta * square for name, square in fisher.items()}
     held = {name: square + floor for name, square in pull.items()}
     longest = RADIUS * _dot(start, start).sqrt()

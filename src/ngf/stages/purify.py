@@ -52,8 +52,7 @@ class Protocol:
         params.at_least(0, snapshots=self.snapshots)
         params.within("holdout", self.holdout, 0, 0.5)
         params.within("max_acc_drop", self.max_acc_drop, 0, 1)
-        if self.on_drop not in ON_DROP:
-            raise InputError(f"unknown on_drop '{self.on_drop}': there is {', '.join(ON_DROP)}")
+        params.one_of(ON_DROP, on_drop=self.on_drop)
 
     @property
     def steps_back(self) -> bool:

@@ -1,0 +1,212 @@
+"""The sieve: what clean images do not use gets through no more, as far as their answers allow.
+
+A backdoor needs room that clean images leave empty. Two closed filters per layer take it away, both
+of the Wiener form signal / (signal + noise), with clean images as the signal:
+
+- Inputs of convolutions and linear layers: W A (A + lambda I)^-1, a natural-gradient step on the
+  weights' norm (`fisher/decay.py`).
+- Channels of batch norms: training left the variance of *all* its images in them, triggered ones
+  included. Where it lies above the variance of clean images by a share e, the scale becomes
+  1 / (1 + c e) of what it was, about the clean mean. An attacker who recalibrates batch norm before
+  release leaves e = 0, and then only the first filter acts.
+
+Both act with one strength s, lambda = min(1, s) weak and c = s damp: the largest for which the loss
+on clean images rises within a budget. Where the target is the victim's own answer, that rise is
+KL(victim || sieved), the ball that natural gradient measures. Without batch norm there is one
+filter, and lambda = s weak. The statistics of batch norm are not computed anew: that would amplify
+what they hold small. They follow the filters by as much as the clean images' own means and
+variances change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ngf.device import autocast
+from ngf.fisher.decay import decay, input_moments
+
+Net = TypeVar("Net", bound=nn.Module)
+
+STRENGTHS = [8.0 * 2 ** (-step / 2) for step in range(13)]  # 8 to 1/8
+NOISE = 2.0  # robust deviations of log variance that are no evidence
+WIDEST = 0.1  # the most that a deviation counts for, so that evidence cannot hide itself
+MOST = 100.0  # a channel that clean images never reach has no ratio
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What a pass of clean images through the victim shows, by the name of the module.
+
+    moments: A of each layer. mean, variance: of each batch norm's inputs, [C]. excess: e, [C].
+    target_NK: what should be answered to the images x_NCHW. log_p_NK: what the victim answers.
+    """
+
+    x_NCHW: Tensor
+    target_NK: Tensor
+    log_p_NK: Tensor
+    moments: Mapping[str, Tensor]
+    mean: Mapping[str, Tensor]
+    variance: Mapping[str, Tensor]
+    excess: Mapping[str, Tensor]
+
+    @property
+    def evidence(self) -> float:
+        """The mean excess of a channel: about 0 for a benign model or a recalibrated one."""
+        if not self.excess:
+            return 0.0
+        return torch.cat(list(self.excess.values())).mean().item()
+
+
+@torch.no_grad()
+def observe(victim: nn.Module, x_NCHW: Tensor, target_NK: Tensor | None = None) -> Observed:
+    """One pass for the layers' inputs and one for the norms'. The victim is left as it is.
+
+    Args:
+        target_NK: probabilities that the sieve is to keep; by default the victim's own.
+    """
+    mean: dict[str, Tensor] = {}
+    variance: dict[str, Tensor] = {}
+    excess: dict[str, Tensor] = {}
+
+    def look(name: str, norm: nn.BatchNorm2d, u_NCHW: Tensor) -> None:
+        mean[name], variance[name] = _moments(u_NCHW)
+        assert norm.running_var is not None
+        excess[name] = excess_variance(norm.running_var, variance[name])
+
+    with _at_norms(victim, look):
+        log_p_NK = _log_answers(victim, x_NCHW)
+    moments = input_moments(victim, x_NCHW)
+    target_NK = log_p_NK.exp() if target_NK is None else target_NK
+    return Observed(x_NCHW, target_NK, log_p_NK, moments, mean, variance, excess)
+
+
+def excess_variance(stored_C: Tensor, clean_C: Tensor) -> Tensor:
+    """By which share each stored variance lies above the clean one, beyond noise; 0 or more.
+
+    Poisoned images, a share p of all, that move a channel by d widen its stored variance by
+    p (1 - p) d^2. A layer's median and deviation say how far the ratio strays without them.
+    """
+    log_C = (stored_C.clamp_min(TINY) / clean_C.clamp_min(TINY)).log()
+    median = log_C.median()
+    deviation = 1.4826 * (log_C - median).abs().median()
+    usual = median.clamp_max(0) + NOISE * deviation.clamp_max(WIDEST)
+    return torch.expm1((log_C - usual).clamp_min(0)).clamp_max(MOST)
+
+
+@torch.no_grad()
+def sieve(model: nn.Module, seen: Observed, *, weak: float, damp: float) -> None:
+    """Filter the model in place, in one pass of the images that were observed.
+
+    Args:
+        weak: lambda, in units of A's mean eigenvalue. damp: c. 0 leaves a filter out.
+    """
+    if weak:
+        decay(model, seen.moments, weak)
+
+    def adjust(name: str, norm: nn.BatchNorm2d, u_NCHW: Tensor) -> None:
+        mean_C, variance_C = _moments(u_NCHW)
+        stored_C, spread_C = norm.running_mean, norm.running_var
+        assert stored_C is not None
+        assert spread_C is not None
+        stored_C.add_(mean_C - seen.mean[name])
+        spread_C.mul_(_usual_ratio(variance_C, seen.variance[name]))
+        if norm.affine:
+            gain_C = 1 / (1 + damp * seen.excess[name])
+            offset_C = norm.weight * (mean_C - stored_C) / (spread_C + norm.eps).sqrt()
+            norm.bias.add_(offset_C * (1 - gain_C))  # the clean mean comes out where it did
+            norm.weight.mul_(gain_C)
+
+    with _at_norms(model, adjust):
+        _log_answers(model, seen.x_NCHW)
+
+
+@torch.no_grad()
+def sieve_within(
+    victim: Net, seen: Observed, *, weak: float, damp: float, budget: float
+) -> tuple[Net, float]:
+    """A copy of the victim, sieved as strongly as the budget allows, and its strength.
+
+    Found by bisection over STRENGTHS, as if the loss grew with the strength, which it does but for
+    labels that the sieved model answers better. The weakest is taken where none stays within.
+
+    Args:
+        weak, damp: lambda and c at strength 1.
+        budget: the largest rise of the mean cross-entropy on the observed images, in nats.
+    """
+
+    def sieved(strength: float) -> Net:
+        model = copy.deepcopy(victim)
+        share = min(1, strength) if seen.excess else strength
+        sieve(model, seen, weak=share * weak, damp=strength * damp)
+        return model
+
+    strongest, weakest = 0, len(STRENGTHS) - 1
+    while strongest < weakest:
+        middle = (strongest + weakest) // 2
+        if _rise(seen, sieved(STRENGTHS[middle])) <= budget:
+            weakest = middle
+        else:
+            strongest = middle + 1
+    return sieved(STRENGTHS[weakest]), STRENGTHS[weakest]
+
+
+def _rise(seen: Observed, model: nn.Module) -> Tensor:
+    """By how much the cross-entropy with the target lies above the victim's."""
+    log_q_NK = _log_answers(model, seen.x_NCHW)
+    return (seen.target_NK * (seen.log_p_NK - log_q_NK)).sum(1).mean()
+
+
+def _usual_ratio(now_C: Tensor, before_C: Tensor) -> Tensor:
+    """The median ratio of two variances. One for the layer: a channel that lost more stays smaller.
+
+    Channels that clean images never reach have no ratio.
+    """
+    reached_C = (now_C > TINY) & (before_C > TINY)
+    if not reached_C.any():
+        return torch.ones((), device=now_C.device)
+    return (now_C / before_C)[reached_C].median()
+
+
+def _moments(u_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+    u_NCHW = u_NCHW.float()
+    variance_C, mean_C = torch.var_mean(u_NCHW, (0, 2, 3))
+    return mean_C, variance_C
+
+
+def _log_answers(model: nn.Module, x_NCHW: Tensor) -> Tensor:
+    with autocast(x_NCHW.device):
+        logits_NK: Tensor = model(x_NCHW)
+    return logits_NK.float().log_softmax(1)
+
+
+@contextlib.contextmanager
+def _at_norms(
+    model: nn.Module, act: Callable[[str, nn.BatchNorm2d, Tensor], None]
+) -> Iterator[None]:
+    """Calls act(name, norm, inputs) before each batch norm with statistics, in a forward pass."""
+
+    def listen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
+            assert isinstance(norm, nn.BatchNorm2d)
+            act(name, norm, args[0])
+
+        return hook
+
+    hooks = [
+        norm.register_forward_pre_hook(listen(name))
+        for name, norm in model.named_modules()
+        if isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
