@@ -366,12 +366,19 @@ ASKED = {
     "when_neither": 0.5,
     "steps": 12,
 }
-ALL, EVIDENT, NEITHER = (2.0, BATCH), (0.5, BATCH // 4), (2.0, BATCH // 2)
+ALL, NEITHER = (2.0, BATCH), (2.0, BATCH // 2)
+EVIDENT, HALF = (0.5, BATCH // 4), (1.0, BATCH // 2)
 
 
 @pytest.mark.parametrize(
     ("misled", "least_evidence", "moved"),
-    [(0.5, 0.0, ALL), (0.5, NEVER, ALL), (0.49, 0.0, EVIDENT), (0.49, NEVER, NEITHER)],
+    [
+        (1.0, 0.0, ALL),
+        (0.5, 0.0, HALF),
+        (0.2, 0.0, EVIDENT),
+        (0.5, NEVER, ALL),
+        (0.49, NEVER, NEITHER),
+    ],
 )
 def test_reach_and_share_follow_the_suspicions(
     run, exposed, displays, misled, least_evidence, moved
@@ -381,7 +388,7 @@ def test_reach_and_share_follow_the_suspicions(
     check_moved(displays, *moved)
 
 
-@pytest.mark.parametrize(("misled", "moved"), [(0.5, ALL), (0.49, EVIDENT)])
+@pytest.mark.parametrize(("misled", "moved"), [(1.0, ALL), (0.5, HALF), (0.2, EVIDENT)])
 def test_without_batch_norm_to_ask_it_is_as_if_there_were_evidence(
     run, exposed, displays, misled, moved
 ):

@@ -69,9 +69,9 @@ def purify(
         reach: images are moved by up to `reach` times what was found.
         share: of a batch's images, shown a second time under a move.
         least_misled, least_evidence: from here on a suspicion counts, see the notes.
-        when_evident: where only evidence speaks, the sieve saw the backdoor and has most of it:
-            reach and share become this share of themselves. So they do without batch norm, which
-            has no evidence to give.
+        when_evident: with evidence the sieve saw the backdoor and has most of it: reach and share
+            become this share of themselves, or the share `misled` where that is more. So they do
+            without batch norm, which has no evidence to give.
         when_neither: where nothing speaks, the model is benign or its backdoor hides: share becomes
             this share of itself; 0 leaves a benign model alone.
         trust: weight of the victim's answer to the clean image beside the label, in [0, 1].
@@ -115,9 +115,9 @@ def purify(
         device=device,
     )
     exposed = found.misled >= least_misled
-    evident = seen.evidence >= least_evidence or not seen.excess
-    if not exposed and evident:
-        reach, share = when_evident * reach, when_evident * share
+    if seen.evidence >= least_evidence or not seen.excess:
+        part = max(when_evident, found.misled)
+        reach, share = part * reach, part * share
     elif not exposed:
         share = when_neither * share
     tuned = descend(
