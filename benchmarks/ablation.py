@@ -47,6 +47,8 @@ SETS: dict[str, Sequence[Cell]] = {
         Cell("sieve alone, channels only", "ngf", {**SIEVE, "weak": 0.0}),
         Cell("clean natural gradient alone", "ngf", {**NO_SIEVE, **CLEAN}),
         Cell("sieve + clean natural gradient", "ngf", CLEAN),
+        Cell("all, head alone tuned", "ngf", {"layers": "head"}),
+        Cell("all, norms alone tuned", "ngf", {"layers": "norms"}),
         Cell("exposure, no sieve", "ngf", NO_SIEVE),
         Cell("all", "ngf"),
         Cell("all, labels alone (trust 0)", "ngf", {"trust": 0.0}),

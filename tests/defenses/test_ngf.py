@@ -410,9 +410,9 @@ def test_share_0_tunes_on_clean_images_alone(run):
 
 
 def test_tuning_gets_the_sieved_model_and_the_rule(run, displays):
-    purified = run(fisher="identity", lr=0.2, eta=0.3, damping=0.4, views=2)
+    purified = run(fisher="identity", layers="head", lr=0.2, eta=0.3, damping=0.4, views=2)
     assert displays["model"] is purified.model
-    assert displays["rule"] == Rule(0.2, 0.3, 0.4, "identity")
+    assert displays["rule"] == Rule(0.2, 0.3, 0.4, "identity", "head")
     assert displays["views"] == 2
 
 
@@ -520,6 +520,7 @@ def test_moved_pixels_stay_pixels(move, bound):
         ({"trust": -0.1}, "trust must lie between 0 and 1, got -0.1"),
         ({"trust": 1.1}, "trust must lie between 0 and 1, got 1.1"),
         ({"shift": SIZE}, f"shift must lie between 0 and {SIZE - 1}, got {SIZE}"),
+        ({"layers": "all"}, r"unknown layers 'all': there is norms\+head, norms, head"),
         ({"fisher": "kfac"}, "unknown fisher 'kfac': there is diagonal, identity"),
         ({"lr": 1.5}, "lr must lie between 0 and 1, got 1.5"),
         ({"eta": -1.0}, "eta must be at least 0, got -1"),

@@ -245,3 +245,30 @@ def test_the_diagonal_is_the_default():
 def test_an_unknown_fisher_is_said_with_those_that_there_are():
     with pytest.raises(InputError, match="unknown fisher 'kfac': there is diagonal, identity"):
         natural.Rule(0.5, 0.0, 0.1, "kfac")
+
+
+@pytest.mark.parametrize("layers", ["norms+head", "norms", "head"])
+def test_only_the_layers_of_the_rule_change(layers):
+    model, fresh = tiny_model(), tiny_model()
+    rule = natural.Rule(lr=0.5, eta=0.1, damping=0.1, layers=layers)
+    tuned = natural.descend(
+        model, noise(), steps=2, views=1, rule=rule, generator=torch.Generator()
+    )
+    after = dict(model.named_parameters())
+    changed = {name for name, p in fresh.named_parameters() if not torch.equal(p, after[name])}
+    assert changed == set(tuned_parameters(fresh, layers))
+    assert tuned == sum(after[name].numel() for name in changed)
+
+
+def test_the_parts_are_the_whole():
+    norms, linear = (set(tuned_parameters(tiny_model(), part)) for part in ("norms", "head"))
+    assert norms | linear == set(tuned_parameters(tiny_model()))
+    assert not norms & linear
+    assert len(linear) == 2
+
+
+def test_layers_that_the_model_lacks_are_said():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIZE * SIZE, 3))
+    rule = natural.Rule(lr=0.5, eta=0.1, damping=0.1, layers="norms")
+    with pytest.raises(InputError, match="no batch norm, so layers 'norms' tunes nothing"):
+        natural.descend(model, noise(), steps=1, views=1, rule=rule, generator=torch.Generator())

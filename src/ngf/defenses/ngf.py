@@ -53,6 +53,7 @@ def purify(
     views: int,
     steps: int,
     batch_size: int,
+    layers: str,
     fisher: str,
     lr: float,
     eta: float,
@@ -77,7 +78,7 @@ def purify(
         trust: weight of the victim's answer to the clean image beside the label, in [0, 1].
         views: augmented passes over the clean split for the sieve and for the Fisher.
         steps, batch_size: natural-gradient steps and the clean images of each.
-        fisher, lr, eta, damping: see `ngf.fisher.natural.Rule`.
+        layers, fisher, lr, eta, damping: see `ngf.fisher.natural.Rule`.
         shift: pixels of random translation in every view.
 
     Notes: `strength` of the sieve; two suspicions, `evidence` (what batch norm remembers beyond
@@ -90,7 +91,7 @@ def purify(
     parts = {"when_evident": when_evident, "when_neither": when_neither}
     for name, part in {**parts, "share": share, "trust": trust}.items():
         params.within(name, part, 0, 1)
-    rule = Rule(lr, eta, damping, fisher)
+    rule = Rule(lr, eta, damping, fisher, layers)
     device = clean.y_N.device
     batches = Batches(
         clean.x_NHWC, clean.y_N, size=batch_size, shift=shift, flip=clean.flip, seed=seed

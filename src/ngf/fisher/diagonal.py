@@ -19,13 +19,18 @@ from ngf.training import Batch
 Diagonal = dict[str, Tensor]
 
 
-def tuned_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Scales and shifts of every batch norm, and the head: what NGF tunes, by name.
+LAYERS = ("norms+head", "norms", "head")  # what can be tuned
+
+
+def tuned_parameters(model: nn.Module, layers: str = LAYERS[0]) -> dict[str, nn.Parameter]:
+    """Scales and shifts of every batch norm, and the head, or one of both: what NGF tunes, by name.
 
     Group norms are left out: torch 2.13 has no forward-mode derivative of theirs for channels-last
     images, and its backward pass crashes on the CPU where the norm's input needs no gradient.
     """
-    wanted = {id(p) for module in [*batch_norms(model), head(model)] for p in module.parameters()}
+    modules: list[nn.Module] = [] if layers == "head" else [*batch_norms(model)]
+    modules += [] if layers == "norms" else [head(model)]
+    wanted = {id(p) for module in modules for p in module.parameters()}
     return {name: p for name, p in model.named_parameters() if id(p) in wanted}
 
 

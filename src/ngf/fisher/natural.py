@@ -29,7 +29,7 @@ from ngf import params, trail
 from ngf.device import autocast
 from ngf.errors import InputError
 from ngf.fisher.along import fisher_along
-from ngf.fisher.diagonal import Diagonal, fisher_diagonal, tuned_parameters
+from ngf.fisher.diagonal import LAYERS, Diagonal, fisher_diagonal, tuned_parameters
 from ngf.progress import track
 from ngf.training import Batch, Batches
 
@@ -44,18 +44,21 @@ class Rule:
     """lr: share of the optimal length, in (0, 1]. eta: weight of the anchor.
 
     damping: in units of the mean entry of F. fisher: "diagonal", or "identity" for F's mean entry
-    everywhere, which makes the direction that of plain gradient descent.
+    everywhere, which makes the direction that of plain gradient descent. layers: what is tuned,
+    one of `ngf.fisher.diagonal.LAYERS`.
     """
 
     lr: float
     eta: float
     damping: float
     fisher: str = "diagonal"
+    layers: str = LAYERS[0]
 
     def __post_init__(self) -> None:
         params.within("lr", self.lr, 0, 1)
         params.at_least(0, eta=self.eta, damping=self.damping)
         params.one_of(("diagonal", "identity"), fisher=self.fisher)
+        params.one_of(LAYERS, layers=self.layers)
 
 
 def descend(
@@ -68,20 +71,23 @@ def descend(
     generator: torch.Generator,
     show: Show = contextlib.nullcontext,
 ) -> int:
-    """Tune norms and head in place, norm statistics fixed. Returns the number of parameters.
+    """Tune the rule's layers in place, norm statistics fixed. Returns the number of parameters.
 
     Args:
         views: passes over the data for F. show: how each batch is shown to the model; the labels
             may be classes [B] or probabilities [B, K].
 
     Raises:
-        InputError: the Fisher is singular for this damping.
+        InputError: the Fisher is singular for this damping, or there is nothing to tune.
     """
     model.eval()
-    parameters = tuned_parameters(model)
+    parameters = tuned_parameters(model, rule.layers)
+    if not parameters:
+        raise InputError(f"the model has no batch norm, so layers '{rule.layers}' tunes nothing")
     start = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     count = views * batches.per_epoch
-    fisher = fisher_diagonal(model, track(batches.take(count), "Fisher", count), generator)
+    whole = fisher_diagonal(model, track(batches.take(count), "Fisher", count), generator)
+    fisher = {name: whole[name] for name in parameters}
     mean = torch.cat([square.flatten() for square in fisher.values()]).mean()
     if rule.fisher == "identity":
         fisher = {name: mean.expand_as(square) for name, square in fisher.items()}
