@@ -54,9 +54,9 @@ SETS: dict[str, Sequence[Cell]] = {
         Cell("all, labels alone (trust 0)", "ngf", {"trust": 0.0}),
         Cell("all, victim's answers alone (trust 1)", "ngf", {"trust": 1.0}),
         Cell("all, anchor 0", "ngf", {"eta": 0.0}),
-        Cell("all, distrustful (when_neither 0.5)", "ngf", {"when_neither": 0.5}),
         Cell("all, gradient descent (fisher identity)", "ngf", {"fisher": "identity"}),
     ],
+    "distrust": [Cell("ngf, when_neither 0.5", "ngf", {"when_neither": 0.5})],
     "fisher": [
         Cell(f"strict, recalibrated, {fisher}", "ngf_strict",
              {"recalibrate": True, "fisher": fisher})
