@@ -347,3 +347,15 @@ def test_weights_keep_shape_type_and_memory_format():
         assert layer.weight is weight
         assert (weight.shape, weight.stride(), weight.dtype) == (shape, stride, dtype)
         assert weight.requires_grad
+
+
+def test_the_moment_is_not_rounded_by_a_pass_in_bfloat16():
+    """Rounded products of inputs that span few directions have clearly negative eigenvalues."""
+    torch.manual_seed(0)
+    layer = nn.Conv2d(64, 4, 3, padding=1)
+    x = torch.relu(torch.einsum("nk,kchw->nchw", torch.randn(6, 3), torch.randn(3, 64, 8, 8)))
+    expected = moment(layer, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = input_moment(layer, x)
+    torch.testing.assert_close(got, expected, **CLOSE)
+    assert torch.linalg.eigvalsh(got).min() > -1e-4 * torch.linalg.eigvalsh(got).mean()

@@ -91,10 +91,12 @@ def input_moment(layer: Layer, x: Tensor) -> Tensor:
     size = layer.weight[0].numel()
     total_GII = torch.zeros(groups, size, size, dtype=torch.float64, device=x.device)
     count = 0
-    for part in x.split(CHUNK):
-        u_GRI = _inputs(layer, part.float(), groups)
-        total_GII += (u_GRI.mT @ u_GRI).double()
-        count += u_GRI.shape[1]
+    # Not in bfloat16, whatever the pass around it does: its rounding exceeds small eigenvalues.
+    with torch.autocast(x.device.type, enabled=False):
+        for part in x.split(CHUNK):
+            u_GRI = _inputs(layer, part.float(), groups)
+            total_GII += (u_GRI.mT @ u_GRI).double()
+            count += u_GRI.shape[1]
     return total_GII / count
 
 
