@@ -1,5 +1,6 @@
 """What the room promises, for every defense there is, with the options of params.yaml."""
 
+import copy
 import inspect
 
 import pytest
@@ -17,13 +18,17 @@ def clean_split() -> Clean:
     return Clean(torch.tensor(split.x_NHWC), torch.tensor(split.y_N), split.flip)
 
 
-def purify(name, numbers, *, marks=0, **changes):
+def short_options(name, numbers, **changes):
     options = dict(numbers["defenses"][name])
     short = {"epochs": 2, "steps": 4, "views": 2, "search": 6}
     options |= {key: value for key, value in short.items() if key in options} | changes
-    plugin, model = plugins.load("defenses", name), tiny_model()
+    return params.options(plugins.load("defenses", name).purify, options, "")
+
+
+def purify(name, numbers, *, marks=0, **changes):
+    model, options = tiny_model(), short_options(name, numbers, **changes)
     with trail.recording(model, marks):
-        return plugin.purify(model, clean_split(), **params.options(plugin.purify, options, ""))
+        return plugins.load("defenses", name).purify(model, clean_split(), **options)
 
 
 @pytest.mark.parametrize("name", DEFENSES)
@@ -66,6 +71,21 @@ def test_every_gradient_step_is_marked_and_recording_changes_nothing(name, numbe
     assert marked == [(step, plain.steps) for step in range(1, plain.steps + 1)]
     before, after = plain.model.state_dict(), recorded.model.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("name", DEFENSES)
+def test_the_way_of_the_given_model_is_recorded(name, numbers):
+    """Its last snapshot is the purified model, so there is a way to show and to step back on."""
+    model, options = tiny_model(), short_options(name, numbers)
+    start = copy.deepcopy(model.state_dict())
+    with trail.recording(model, 3) as snapshots:
+        purified = plugins.load("defenses", name).purify(model, clean_split(), **options)
+    assert bool(snapshots) == (purified.steps > 0)
+    for step, tensors in snapshots[-1:]:
+        assert step == purified.steps
+        last = {**start, **tensors}
+        parameters = dict(purified.model.named_parameters())
+        assert all(torch.equal(last[key], value) for key, value in parameters.items())
 
 
 def test_none_changes_nothing(numbers):

@@ -98,16 +98,17 @@ def purify(
     )
     generator = torch.Generator(device).manual_seed(seed)
 
-    victim = model.eval()
+    victim = copy.deepcopy(model.eval())
     count = views * batches.per_epoch
     x_NCHW, y_N = map(torch.cat, zip(*track(batches.take(count), "sieve", count), strict=True))
     seen = observe(victim, x_NCHW, _answers(victim, (x_NCHW, y_N), trust))
     sieved, strength = sieve_within(victim, seen, weak=weak, damp=damp, budget=budget)
+    model.load_state_dict(sieved.state_dict())  # tune what was given: a trail of it may be recorded
     strict = copy.deepcopy(victim)
     sieve(strict, seen, weak=strong, damp=damp)
     found = expose(
         # What the sieve already took cannot be exposed in the model any more.
-        [victim, sieved],
+        [victim, model],
         strict,
         track(batches.take(search), "expose", search),
         moves=moves,
@@ -122,7 +123,7 @@ def purify(
     elif not exposed:
         share = when_neither * share
     tuned = descend(
-        sieved,
+        model,
         batches,
         steps=steps,
         views=views,
@@ -137,7 +138,7 @@ def purify(
         "misled": found.misled,
         "suspected_target": target,
     }
-    return Purified(sieved, tuned, steps, notes)
+    return Purified(model, tuned, steps, notes)
 
 
 def _shown(
