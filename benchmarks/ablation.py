@@ -16,9 +16,12 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.victims import ROOT, VARIANTS
+
+if TYPE_CHECKING:
+    from ngf.datasets import Split
 
 
 class Cell(NamedTuple):
@@ -27,12 +30,11 @@ class Cell(NamedTuple):
     label: str
     defense: str
     options: Mapping[str, Any] = {}
-    clean_share: float = 1.0  # of the clean split
+    clean_share: float = 1.0  # of the clean split, or more: then with training images
 
 
-CLEAN = {"share": 0.0}  # nothing is shown under a move
-NO_SIEVE = {"weak": 0.0, "damp": 0.0}
-SIEVE = {"steps": 0, "search": 1}
+FIRST = {"least_gap": 1.0, "search": 1}  # no class is ever suspected
+NO_FIRST = {"weak": 0.0, "damp": 0.0}
 DEFENSES = (
     "none", "finetune", "finetune_head", "ft_sam", "ngf_strict", "ngf_released", "ngf",
 )  # fmt: skip
@@ -42,21 +44,24 @@ SETS: dict[str, Sequence[Cell]] = {
     "parts": [
         Cell("strict: head alone", "ngf_strict"),
         Cell("strict, recalibrated", "ngf_strict", {"recalibrate": True}),
-        Cell("sieve alone", "ngf", SIEVE),
-        Cell("sieve alone, inputs only", "ngf", {**SIEVE, "damp": 0.0}),
-        Cell("sieve alone, channels only", "ngf", {**SIEVE, "weak": 0.0}),
-        Cell("clean natural gradient alone", "ngf", {**NO_SIEVE, **CLEAN}),
-        Cell("sieve + clean natural gradient", "ngf", CLEAN),
+        Cell("first sieve alone, inputs only", "ngf", {**FIRST, "steps": 0, "damp": 0.0}),
+        Cell("first sieve alone, channels only", "ngf", {**FIRST, "steps": 0, "weak": 0.0}),
+        Cell("first sieve alone", "ngf", {**FIRST, "steps": 0}),
+        Cell("clean natural gradient alone", "ngf", {**FIRST, **NO_FIRST}),
+        Cell("first sieve + clean natural gradient", "ngf", FIRST),
+        Cell("second sieve alone", "ngf", {**NO_FIRST, "steps": 0}),
+        Cell("both sieves, no gradient", "ngf", {"steps": 0}),
+        Cell("all, no first sieve", "ngf", NO_FIRST),
         Cell("all, head alone tuned", "ngf", {"layers": "head"}),
         Cell("all, norms alone tuned", "ngf", {"layers": "norms"}),
-        Cell("exposure, no sieve", "ngf", NO_SIEVE),
+        Cell("all, nothing moved in the end", "ngf", {"share": 0.0}),
         Cell("all", "ngf"),
         Cell("all, labels alone (trust 0)", "ngf", {"trust": 0.0}),
         Cell("all, victim's answers alone (trust 1)", "ngf", {"trust": 1.0}),
         Cell("all, anchor 0", "ngf", {"eta": 0.0}),
         Cell("all, gradient descent (fisher identity)", "ngf", {"fisher": "identity"}),
     ],
-    "distrust": [Cell("ngf, when_neither 0.5", "ngf", {"when_neither": 0.5})],
+    "distrust": [Cell("ngf, unsuspected 0.01", "ngf", {"unsuspected": 0.01})],
     "fisher": [
         Cell(f"strict, recalibrated, {fisher}", "ngf_strict",
              {"recalibrate": True, "fisher": fisher})
@@ -69,7 +74,7 @@ SETS: dict[str, Sequence[Cell]] = {
     ],
     "views": [Cell(f"views {views}", "ngf", {"views": views}) for views in (1, 4, 16)],
     "clean": [
-        Cell(f"clean split {share:g}%", "ngf", {}, share) for share in (0.2, 0.5, 1.0)
+        Cell(f"clean split {share:g}%", "ngf", {}, share) for share in (0.2, 0.5, 1.0, 2.0, 5.0)
     ],
 }  # fmt: skip
 
@@ -84,7 +89,7 @@ def rows(place: Path, cells: Sequence[Cell], numbers: Mapping[str, Any]) -> Iter
     dataset, norm, seed, variant = place.parts[-4:]
     where = device.deterministic(0)
     here = place.parent
-    test, clean = store.load_split(here / "test"), store.load_split(here / "clean")
+    test = store.load_split(here / "test")
     trigger = store.load_trigger(place / "trigger")
     x_NHWC = torch.tensor(test.x_NHWC, device=where)
     y_N = torch.tensor(test.y_N, device=where)
@@ -99,8 +104,7 @@ def rows(place: Path, cells: Sequence[Cell], numbers: Mapping[str, Any]) -> Iter
         if "shift" in section:  # the clean split's views move as the training images did
             section["shift"] = numbers["train"][dataset]["shift"]
         options = params.options(plugin.purify, {**section, **cell.options}, cell.label)
-        rows_N = _share(clean.y_N, cell.clean_share)
-        part = dataclasses.replace(clean, x_NHWC=clean.x_NHWC[rows_N], y_N=clean.y_N[rows_N])
+        part = clean_images(here, cell.clean_share)
         images = Clean.of(part, where)
         device.deterministic(0)
         victim = store.load_model(place / "victim").to(where)
@@ -120,15 +124,29 @@ def rows(place: Path, cells: Sequence[Cell], numbers: Mapping[str, Any]) -> Iter
         }  # fmt: skip
 
 
-def _share(y_N: Any, share: float) -> Any:
-    """Rows of the first `share` percent of the training images, equally from each class.
+def clean_images(here: Path, share: float) -> Split:
+    """The first `share` percent of the training images' number, equally from each class.
 
-    The clean split is 1% of them.
+    The clean split is 1%. More than it has comes from the training images as they were before the
+    poison, which the victim has seen.
     """
     import numpy as np
 
-    kept = [np.flatnonzero(y_N == label) for label in np.unique(y_N)]
-    return np.sort(np.concatenate([rows[: max(1, round(share * len(rows)))] for rows in kept]))
+    from ngf import store
+
+    clean = store.load_split(here / "clean")
+    x_NHWC, y_N = np.asarray(clean.x_NHWC), np.asarray(clean.y_N)
+    size_K = np.bincount(y_N)
+    if share > 1:
+        train = store.load_split(here / "train")
+        x_NHWC = np.concatenate([x_NHWC, train.x_NHWC])
+        y_N = np.concatenate([y_N, train.y_N])
+    kept = [
+        np.flatnonzero(y_N == label)[: max(1, round(share * size))]
+        for label, size in enumerate(size_K)
+    ]
+    rows_N = np.sort(np.concatenate(kept))
+    return dataclasses.replace(clean, x_NHWC=x_NHWC[rows_N], y_N=y_N[rows_N])
 
 
 def main() -> None:

@@ -1,18 +1,20 @@
 """The search on linear victims whose weakness is built by hand."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 from ngf import device, exposure
-from ngf.exposure import expose
+from ngf.exposure import RADII, RATE, Suspicion, moves_to, suspect
 
-CPU = torch.device("cpu")
 CLASSES, SIDE, TARGET = 3, 4, 2
 # Pixel k is bright where the class is k; no class has anything to do with the pixels behind.
-TRIGGER, OTHER = (12, 13), (14, 15)
+TRIGGER = (12, 13)
+STEPS = 60
 
 
 @pytest.fixture(autouse=True)
@@ -20,13 +22,26 @@ def full_precision(monkeypatch):
     monkeypatch.setattr(device, "native_bf16", lambda where: False)
 
 
-def batches(steps: int, size: int = 48, seed: int = 0, noise: float = 0.02):
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(steps):
-        y_N = torch.arange(size) % CLASSES
-        x_NP = 0.5 + noise * torch.randn(size, SIDE**2, generator=generator)
+class Images:
+    """Draws batches as they are asked for, and keeps what was asked and given."""
+
+    def __init__(self, seed: int = 0, most: int = 10**6) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.most = most  # images in a batch, however many were asked for
+        self.asked: list[tuple[int, int]] = []
+        self.given: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def __call__(self, size: int, count: int):
+        self.asked.append((size, count))
+        for _ in range(count):
+            self.given.append(self.batch(min(size, self.most)))
+            yield self.given[-1]
+
+    def batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        y_N = torch.randint(CLASSES, (size,), generator=self.generator)
+        x_NP = 0.5 + 0.02 * torch.randn(size, SIDE**2, generator=self.generator)
         x_NP[torch.arange(size), y_N] += 0.3
-        yield x_NP.view(size, 1, SIDE, SIDE), y_N
+        return x_NP.view(size, 1, SIDE, SIDE), y_N
 
 
 def honest() -> nn.Module:
@@ -40,177 +55,24 @@ def honest() -> nn.Module:
     return nn.Sequential(nn.Flatten(), linear).eval()
 
 
-def backdoored(pair=TRIGGER) -> nn.Module:
-    """The same, and TARGET where the first pixel of the pair is brighter than the second."""
+def backdoored(target: int = TARGET, strength: float = 60) -> nn.Module:
+    """The same, and the target where the first pixel of the pair is brighter than the second."""
     model = honest()
     with torch.no_grad():
-        model[1].weight[TARGET, pair[0]] = 30
-        model[1].weight[TARGET, pair[1]] = -30
+        model[1].weight[target, TRIGGER[0]] = strength
+        model[1].weight[target, TRIGGER[1]] = -strength
     return model
 
 
-class Willing(nn.Module):
-    """Gives way early: drawn to TARGET by a difference of 0.06, and hardly more by a larger one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.honest = honest()
-
-    def forward(self, x_NCHW):
-        x_NP = x_NCHW.flatten(1)
-        lead_N = torch.relu(x_NP[:, TRIGGER[0]] - x_NP[:, TRIGGER[1]])
-        draw_N = 9 * lead_N / (lead_N + 0.03)
-        return self.honest(x_NCHW) + draw_N[:, None] * (torch.arange(CLASSES) == TARGET)
-
-
-def search(victims, copied, steps=60, moves=2, radius=0.2, **more):
-    return expose(
-        victims,
-        copied,
-        batches(steps, **more),
-        moves=moves,
+def found(victim, sieved=None, copied=None, seed=0, steps=STEPS, draw=None) -> Suspicion:
+    return suspect(
+        victim,
+        sieved or honest(),
+        copied or honest(),
+        draw or Images(seed),
+        classes=CLASSES,
         steps=steps,
-        radius=radius,
-        device=CPU,
     )
-
-
-def test_the_victims_are_what_they_should_be():
-    ((x_NCHW, y_N),) = batches(1)
-    for model in (honest(), backdoored()):
-        assert torch.equal(model(x_NCHW).argmax(1), y_N)
-    ((x_NCHW, y_N),) = batches(1, noise=0.01)
-    assert torch.equal(Willing()(x_NCHW).argmax(1), y_N)
-
-
-def test_it_finds_what_misleads_the_victim_and_not_the_copy():
-    found = search([backdoored()], honest())
-    assert found.target == TARGET
-    assert found.moves_MCHW.shape == (2, 1, SIDE, SIDE)
-    for move_CHW in found.moves_MCHW:
-        ((x_NCHW, y_N),) = batches(1, seed=1)
-        moved_NCHW = (x_NCHW + move_CHW).clamp(0, 1)
-        assert torch.all(backdoored()(moved_NCHW).argmax(1) == TARGET)
-        assert torch.equal(honest()(moved_NCHW).argmax(1), y_N)
-        move_P = move_CHW.flatten()
-        assert move_P[12] > 0.05
-        assert move_P[13] < -0.05
-        assert move_P[14:].abs().max() < 0.01
-
-
-# The share of misled images --------------------------------------------------------------------
-
-
-def misled(victim, copied, moves_MCHW, x_NCHW, y_N) -> float:
-    """The definition: of the images that the copy gets right under a quarter of the moves."""
-    under = [index % len(moves_MCHW) for index in range(len(y_N))]
-    moved_NCHW = (x_NCHW + moves_MCHW[under] / 4).clamp(0, 1)
-    right_N = copied(moved_NCHW).argmax(1) == y_N
-    return (victim(moved_NCHW).argmax(1) != y_N)[right_N].double().mean().item()
-
-
-def latest(count: int, steps: int, **more):
-    """The images of the last `count` batches."""
-    kept = list(batches(steps, **more))[-count:]
-    return torch.cat([x for x, _ in kept]), torch.cat([y for _, y in kept])
-
-
-def blind() -> nn.Module:
-    """Honest, but takes class 1 for class 0, whatever a small move does."""
-    model = honest()
-    wrong_K = torch.tensor([6.0, 0.0, 0.0])
-    model.register_forward_hook(
-        lambda _, args, said_NK: torch.where(said_NK.argmax(1, True) == 1, wrong_K, said_NK)
-    )
-    return model
-
-
-@pytest.mark.parametrize("kind", [honest, blind])
-@pytest.mark.parametrize("steps", [9, 20])
-def test_misled_is_the_share_that_the_victim_alone_gets_wrong(kind, steps):
-    """Against the models' own answers; 6 batches of 48 are the fewest that hold a jury."""
-    victim, copied = Willing(), kind()
-    found = search([victim], copied, steps=steps, moves=3, noise=0.01)
-    jury = latest(6, steps, noise=0.01)
-    assert found.misled == pytest.approx(misled(victim, copied, found.moves_MCHW, *jury))
-    assert 0.05 < found.misled < 0.7
-
-
-def test_misled_is_a_share_of_what_the_copy_gets_right():
-    """Half of the two classes that it knows, one of which is the target."""
-    assert search([Willing()], blind(), noise=0.01).misled == pytest.approx(1 / 2, abs=0.06)
-    assert search([Willing()], honest(), noise=0.01).misled == pytest.approx(2 / 3, abs=0.06)
-
-
-def test_a_copy_that_gets_nothing_right_gives_nothing():
-    """It takes every class for the next one."""
-    copied = honest()
-    copied.register_forward_hook(lambda _, args, said_NK: said_NK.roll(1, 1))
-    x_NCHW, y_N = latest(1, 1)
-    assert torch.equal(copied(x_NCHW).argmax(1), (y_N + 1) % CLASSES)
-    assert search([Willing()], copied, noise=0.01).misled == 0
-
-
-def test_what_needs_the_whole_length_is_not_misled():
-    found = search([backdoored()], honest())
-    assert found.target == TARGET
-    assert found.misled < 0.03
-    jury = latest(6, 60)
-    assert misled(backdoored(), honest(), 4 * found.moves_MCHW, *jury) > 0.6
-
-
-@pytest.mark.parametrize(
-    ("size", "steps", "kept"),
-    [(48, 9, 6), (128, 9, 2), (255, 4, 2), (256, 4, 1), (300, 4, 1), (48, 3, 3), (1, 300, 256)],
-)
-def test_the_latest_images_are_the_jury(size, steps, kept):
-    """As many whole batches as hold JURY images, or all that there were."""
-    (victim, at_victim), (copied, at_copy) = listened(backdoored()), listened(honest())
-    found = search([victim], copied, steps=steps, size=size)
-    x_NCHW, y_N = latest(kept, steps, size=size)
-    assert len(y_N) >= exposure.JURY or kept == steps
-    assert len(y_N) - size < exposure.JURY
-    moves_NCHW = found.moves_MCHW[torch.arange(len(y_N)) % 2]
-    expected_NCHW = (x_NCHW + moves_NCHW / 4).clamp(0, 1)
-    torch.testing.assert_close(at_victim[-1], expected_NCHW)
-    torch.testing.assert_close(at_copy[-1], expected_NCHW)
-
-
-def test_the_first_victim_decides():
-    first = search([Willing(), honest()], honest(), noise=0.01)
-    assert first.misled > 0.5
-    assert first.target == TARGET
-    jury = latest(6, 60, noise=0.01)
-    assert first.misled == pytest.approx(misled(Willing(), honest(), first.moves_MCHW, *jury))
-    other = search([honest(), Willing()], honest(), noise=0.01)
-    assert (other.target, other.misled) == (None, 0)
-
-
-def test_a_victim_like_its_copy_is_never_misled_alone():
-    for model in (backdoored(), Willing(), honest()):
-        assert search([model], copy.deepcopy(model)).misled == 0
-
-
-# Moves and target ------------------------------------------------------------------------------
-
-
-def test_without_a_plurality_there_is_no_target():
-    """Moves too short to flip anything."""
-    found = search([backdoored()], honest(), radius=0.005)
-    assert found.target is None
-    assert found.misled == 0
-
-
-@pytest.mark.parametrize("radius", [0.01, 0.04])
-def test_no_move_is_longer_than_the_radius(radius):
-    rms_M = search([backdoored()], honest(), radius=radius).moves_MCHW.square().mean((1, 2, 3))
-    assert torch.all(rms_M.sqrt() <= radius * 1.0001)
-    assert torch.all(rms_M.sqrt() > radius * 0.9)  # it is what holds them
-
-
-def test_a_wide_radius_holds_nothing():
-    narrow, wide = (search([backdoored()], honest(), radius=r).moves_MCHW for r in (0.5, 1.0))
-    assert torch.equal(narrow, wide)
 
 
 def listened(model) -> tuple[nn.Module, list[torch.Tensor]]:
@@ -219,81 +81,374 @@ def listened(model) -> tuple[nn.Module, list[torch.Tensor]]:
     return model, seen
 
 
-def test_two_victims_take_turns_and_each_meets_every_move():
-    (first, at_first), (second, at_second) = listened(backdoored()), listened(backdoored(OTHER))
-    copied, at_copy = listened(honest())
-    search([first, second], copied, steps=6, moves=2)
-    for seen in (at_first, at_copy):  # the jury's images, after half of the steps and at the end
-        del seen[-1], seen[3]
-    for one, two, both in zip(at_first, at_second, at_copy, strict=True):
-        assert torch.equal(one, both[0::2])
-        assert torch.equal(two, both[1::2])
-    ((clean_NCHW, _),) = [batch for step, batch in enumerate(batches(6)) if step == 5]
-    # Pairs of neighbours are under one move; the moves go round.
-    move_NCHW = at_copy[-1] - clean_NCHW
-    for images in (slice(0, 2), slice(4, 6)):
-        torch.testing.assert_close(move_NCHW[images], move_NCHW[:1].expand(2, -1, -1, -1))
-    torch.testing.assert_close(move_NCHW[2:4], move_NCHW[6:8])
-    assert (move_NCHW[0] - move_NCHW[2]).abs().max() > 1e-4
+def rms(moves_MCHW) -> torch.Tensor:
+    return moves_MCHW.square().mean((1, 2, 3)).sqrt()
 
 
-def test_the_same_victim_twice_is_that_victim():
-    once = search([Willing()], honest(), moves=1, noise=0.01)
-    twice = search([Willing(), Willing()], honest(), moves=1, noise=0.01)
-    torch.testing.assert_close(once.moves_MCHW, twice.moves_MCHW, rtol=1e-3, atol=1e-4)
-    assert (once.target, once.misled) == (twice.target, pytest.approx(twice.misled))
+def untouched(model, fresh) -> bool:
+    """Parameters as they were, and no gradient has reached them."""
+    pairs = zip(model.parameters(), fresh.parameters(), strict=True)
+    return not model.training and all(
+        p.grad is None and p.requires_grad and torch.equal(p, before) for p, before in pairs
+    )
 
 
-class OneSided(nn.Module):
-    """Backdoored, but no class is ever left because of the pair: it only draws to TARGET."""
-
-    def __init__(self, pair) -> None:
-        super().__init__()
-        self.honest, self.pair = honest(), pair
-
-    def forward(self, x_NCHW):
-        x_NP = x_NCHW.flatten(1)
-        draw_N = 30 * torch.relu(x_NP[:, self.pair[0]] - x_NP[:, self.pair[1]])
-        return self.honest(x_NCHW) + draw_N[:, None] * (torch.arange(CLASSES) == TARGET)
+def test_the_victims_are_what_they_should_be():
+    x_NCHW, y_N = Images().batch(200)
+    for target in range(CLASSES):
+        for model in (honest(), backdoored(target, strength=30)):
+            assert torch.equal(model(x_NCHW).argmax(1), y_N)
+        x_NCHW[:, 0, 3, 0] += 0.2
+        assert torch.all(backdoored(target)(x_NCHW).argmax(1) == target)
+        assert torch.equal(honest()(x_NCHW).argmax(1), y_N)
+        x_NCHW[:, 0, 3, 0] -= 0.2
 
 
-def test_a_move_misleads_every_victim():
-    found = search([OneSided(TRIGGER), OneSided(OTHER)], honest())
-    assert found.target == TARGET
-    ((x_NCHW, _),) = batches(1, seed=1)
-    for victim in (OneSided(TRIGGER), OneSided(OTHER)):
-        moved_NCHW = (x_NCHW + found.moves_MCHW[0]).clamp(0, 1)
-        assert torch.all(victim(moved_NCHW).argmax(1) == TARGET)
+# The suspicion ---------------------------------------------------------------------------------
 
 
-def test_same_batches_same_moves():
-    first, again = (search([backdoored()], honest()) for _ in range(2))
-    assert torch.equal(first.moves_MCHW, again.moves_MCHW)
-    other = search([backdoored()], honest(), seed=7)
-    assert not torch.equal(first.moves_MCHW, other.moves_MCHW)
+@pytest.mark.parametrize("target", range(CLASSES))
+def test_the_backdoors_class_is_named_with_a_large_gap(target):
+    suspicion = found(backdoored(target))
+    assert suspicion.target == target
+    assert suspicion.gap > 0.25
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_victim_like_its_copy_has_a_small_gap(seed):
+    """No class of an honest victim is easier to reach than the others."""
+    assert found(honest(), seed=seed).gap < 0.07
+
+
+def test_a_backdoor_that_the_copy_shares_does_not_show():
+    """What draws the copy too costs the search its second term."""
+    shared = found(backdoored(), copied=backdoored())
+    assert shared.gap < found(backdoored()).gap - 0.2
+
+
+def test_a_backdoor_that_is_still_there_is_left():
+    assert found(backdoored(), sieved=backdoored()).left == 1
+
+
+def test_nothing_is_left_of_a_backdoor_that_is_gone():
+    assert found(backdoored(), sieved=honest()).left == 0
+
+
+def test_what_is_left_grows_with_what_the_sieve_spared():
+    few, some, more = (found(backdoored(), sieved=backdoored(strength=s)).left for s in (6, 16, 30))
+    assert few < 0.3
+    assert few < some <= more
+    assert more > 0.9
+
+
+def test_it_asks_for_so_many_images_as_its_displacements_need():
+    draw = Images()
+    found(backdoored(), steps=5, draw=draw)
+    pairs = len(RADII) * CLASSES  # as many classes as the shortlist is long
+    once, again = exposure.PER * pairs, exposure.PER * pairs * exposure.REPEATS
+    assert draw.asked == [(once, 2), (once, 1), (again, 5), (again, 1)]
+
+
+def test_only_the_first_classes_are_drawn_again(monkeypatch):
+    monkeypatch.setattr(exposure, "SHORTLIST", 2)
+    kept = []
+    monkeypatch.setattr(exposure, "_Search", keeping(exposure._Search, kept))
+    assert found(backdoored()).target == TARGET
+    every, again = kept
+    assert len(every.targets) == len(RADII) * CLASSES
+    assert len(again.targets) == len(RADII) * 2 * exposure.REPEATS
+    assert again.targets.count(TARGET) == len(RADII) * exposure.REPEATS
+
+
+@pytest.mark.parametrize("group", [1, 2, 4])
+def test_groups_change_the_images_and_not_what_is_found(monkeypatch, group):
+    monkeypatch.setattr(exposure, "GROUP", group)
+    draw = Images()
+    suspicion = found(backdoored(), draw=draw)
+    assert {size for size, _ in draw.asked} <= {group * exposure.PER, 2 * exposure.PER}
+    pairs = len(RADII) * CLASSES
+    assert len(draw.asked) == 2 * (-(-pairs // group) + -(-pairs * exposure.REPEATS // group))
+    assert suspicion.target == TARGET
+    assert suspicion.gap == pytest.approx(found(backdoored()).gap, abs=0.1)
+    assert suspicion.left == 0
+    assert found(honest()).gap < 0.07
+
+
+def test_same_images_same_suspicion():
+    first, again = found(backdoored()), found(backdoored())
+    assert first == again
+    assert first.gap != found(backdoored(), seed=7).gap
 
 
 def test_the_models_are_left_as_they_were():
-    victim, copied = backdoored(), honest()
-    found = search([victim], copied)
-    assert not found.moves_MCHW.requires_grad
-    for model, fresh in ((victim, backdoored()), (copied, honest())):
-        for parameter, before in zip(model.parameters(), fresh.parameters(), strict=True):
-            assert parameter.grad is None
-            assert parameter.requires_grad
-            assert torch.equal(parameter, before)
+    victim, sieved, copied = backdoored(), backdoored(strength=30), honest()
+    found(victim, sieved, copied, steps=3)
+    moves_to(victim, TARGET, Images(), moves=2, radius=0.05, steps=3)
+    assert untouched(victim, backdoored())
+    assert untouched(sieved, backdoored(strength=30))
+    assert untouched(copied, honest())
 
 
-def test_the_first_step_goes_down_the_loss():
-    """One step of Adam from zero: RATE against the sign of the explicit gradient."""
-    found = search([backdoored()], honest(), steps=1, moves=1, radius=1.0)
-    ((x_NCHW, y_N),) = batches(1)
-    move = torch.zeros(1, SIDE, SIDE, requires_grad=True)
-    p_NK, q_NK = (model(x_NCHW + move).softmax(1) for model in (backdoored(), honest()))
-    rows = torch.arange(len(y_N))
-    loss = -((1 - p_NK[rows, y_N]).log() + q_NK[rows, y_N].log()).mean()
+# From draws to suspicion -----------------------------------------------------------------------
+
+# Rows are the radii, columns the classes.
+LONG_AHEAD = [[0.2, 0.5, 0.4, 0.1, 0.3], [0.5, 0.4, 0.3, 0.9, 0.6]]  # gaps 0.1 and 0.3
+SHORT_AHEAD = [[0.2, 0.8, 0.4, 0.1, 0.3], [0.8, 0.4, 0.3, 0.9, 0.6]]  # gaps 0.4 and 0.1
+SIEVED = [[0.1, 0.25, 0.2, 0.3, 0.4], [0.9, 0.2, 0.1, 0.35, 0.5]]
+
+
+def told(monkeypatch, victim_RK, sieved_RK=SIEVED) -> Suspicion:
+    """What these draws make of it."""
+
+    def draws(models, draw, pairs, steps):
+        return torch.tensor([[t[RADII.index(r)][k] for r, k in pairs] for t in both])
+
+    both = (victim_RK, sieved_RK)
+    monkeypatch.setattr(exposure, "_draws", draws)
+    model = nn.Identity()
+    return suspect(model, model, model, Images(), classes=len(victim_RK[0]), steps=1)
+
+
+@pytest.mark.parametrize("few", [2, 3, 5, 9])
+def test_the_gap_is_the_larger_one_of_the_two_radii(monkeypatch, few):
+    monkeypatch.setattr(exposure, "SHORTLIST", few)
+    far, near = told(monkeypatch, LONG_AHEAD), told(monkeypatch, SHORT_AHEAD)
+    assert (far.target, far.gap) == (3, pytest.approx(0.3))
+    assert (near.target, near.gap) == (1, pytest.approx(0.4))
+
+
+def test_left_is_measured_among_the_other_classes_at_the_radius_of_the_gap(monkeypatch):
+    """Usual is the median of the others, the lower one of two."""
+    near, far = told(monkeypatch, SHORT_AHEAD), told(monkeypatch, LONG_AHEAD)
+    assert near.left == pytest.approx((0.25 - 0.2) / (0.4 - 0.2))  # 0.1, 0.2, 0.3, 0.4
+    assert far.left == pytest.approx((0.35 - 0.2) / (0.9 - 0.2))  # 0.1, 0.2, 0.5, 0.9
+
+
+@pytest.mark.parametrize(
+    ("draw", "left"), [(0.0, 0.0), (0.2, 0.0), (0.3, 0.5), (0.4, 1.0), (0.9, 1.0)]
+)
+def test_left_is_held_between_a_usual_class_and_the_most_attractive_one(monkeypatch, draw, left):
+    sieved_RK = copy.deepcopy(SIEVED)
+    sieved_RK[0][1] = draw
+    assert told(monkeypatch, SHORT_AHEAD, sieved_RK).left == pytest.approx(left, abs=1e-5)
+
+
+def test_a_sieved_model_that_nothing_draws_has_nothing_left(monkeypatch):
+    assert told(monkeypatch, SHORT_AHEAD, [[0.0] * 5] * 2).left == 0
+
+
+# The draws -------------------------------------------------------------------------------------
+
+
+def displaced(targets, size: int, moved_before: int = 0):
+    """A search whose displacements are random, and a batch that it is asked about."""
+    torch.manual_seed(0)
+    search, images = exposure._Search([(1.0, target) for target in targets]), Images()
+    for x_NCHW, _ in images(moved_before, 1):
+        search.moved(x_NCHW)
+    with torch.no_grad():
+        search.moves_MCHW.copy_(0.3 * torch.randn(len(targets), 1, SIDE, SIDE))
+    return search, images.batch(size)
+
+
+@torch.no_grad()
+def drawn(models, targets, moves_MCHW, batch, start: int):
+    """The definition, image by image: sums of probabilities [2, M] and counts [M]."""
+    victim, sieved, copied = models
+    totals, counts = torch.zeros(2, len(targets)), torch.zeros(len(targets))
+    for index, (x_CHW, y) in enumerate(zip(*batch, strict=True)):
+        under = (start + index) % len(targets)
+        target = targets[under]
+        moved_CHW = (x_CHW + moves_MCHW[under]).clamp(0, 1)[None]
+        if y != target:
+            counts[under] += 1
+            if copied(moved_CHW).argmax() == y:
+                totals[0, under] += victim(moved_CHW).softmax(1)[0, target]
+                totals[1, under] += sieved(moved_CHW).softmax(1)[0, target]
+    return totals, counts
+
+
+@pytest.mark.parametrize(("size", "start"), [(60, 5), (61, 3), (3, 4)])
+def test_a_draw_is_what_its_definition_says(size, start):
+    models, targets = (backdoored(), backdoored(strength=20), honest()), [0, 1, 2, 2, 1]
+    search, batch = displaced(targets, size, start)
+    moves_MCHW = search.moves_MCHW.detach().clone()
+    totals, counts = exposure._drawn(models, search, batch)
+    expected = drawn(models, targets, moves_MCHW, batch, start)
+    torch.testing.assert_close(totals, expected[0])
+    assert torch.equal(counts.float(), expected[1])
+    assert totals.max() > 0
+    assert torch.equal(search.moves_MCHW, moves_MCHW)
+
+
+def test_the_copys_errors_count_as_zero_and_not_as_unasked():
+    """It takes every class for the next one."""
+    wrong = honest()
+    wrong.register_forward_hook(lambda _, args, said_NK: said_NK.roll(1, 1))
+    targets = [0, 1, 2]
+    search, (x_NCHW, y_N) = displaced(targets, 30, moved_before=3)
+    with torch.no_grad():
+        search.moves_MCHW.zero_()
+    totals, counts = exposure._drawn((honest(), honest(), wrong), search, (x_NCHW, y_N))
+    assert torch.equal(totals, torch.zeros(2, 3))
+    assert counts.tolist() == [int((y_N[k::3] != k).sum()) for k in targets]
+
+
+def test_draws_are_means_over_the_batches_after_the_search(monkeypatch):
+    """The displacements no longer move while they are judged."""
+    models, targets = (backdoored(), backdoored(strength=20), honest()), [0, 1, 2]
+    kept = []
+    monkeypatch.setattr(exposure, "_Search", keeping(exposure._Search, kept))
+    draw = Images()
+    got_2M = exposure._draws(models, draw, [(0.05, target) for target in targets], 9)
+    assert draw.asked == [(24, 9), (24, 3)]
+    parts = [
+        drawn(models, targets, kept[0].moves_MCHW.detach(), batch, 0) for batch in draw.given[9:]
+    ]
+    totals, counts = (sum(part) for part in zip(*parts, strict=True))
+    torch.testing.assert_close(got_2M, totals / counts)
+    assert got_2M[0, TARGET] > got_2M[1, TARGET] > 0
+
+
+def keeping(kind, kept):
+    """The class, with its instances noted."""
+
+    def make(*args):
+        kept.append(kind(*args))
+        return kept[-1]
+
+    return make
+
+
+# Displacements to one class --------------------------------------------------------------------
+
+
+def moves(model=None, target=TARGET, count=3, radius=0.07, steps=STEPS, draw=None):
+    draw = draw or Images()
+    model = model or backdoored()
+    return moves_to(model, target, draw, moves=count, radius=radius, steps=steps)
+
+
+@pytest.mark.parametrize("target", range(CLASSES))
+def test_moves_draw_images_of_all_classes_to_the_target(target):
+    model = backdoored(target)
+    moves_MCHW = moves(model, target)
+    assert moves_MCHW.shape == (3, 1, SIDE, SIDE)
+    assert not moves_MCHW.requires_grad
+    x_NCHW, y_N = Images(seed=1).batch(60)
+    assert set(y_N.tolist()) == set(range(CLASSES))
+    for move_CHW in moves_MCHW:
+        moved_NCHW = (x_NCHW + move_CHW).clamp(0, 1)
+        assert torch.all(model(moved_NCHW).argmax(1) == target)
+        assert move_CHW.flatten()[TRIGGER[0]] > 0.05
+        assert move_CHW.flatten()[TRIGGER[1]] < -0.05
+
+
+@pytest.mark.parametrize("radius", [0.01, 0.04])
+def test_no_move_is_longer_than_the_radius(radius):
+    rms_M = rms(moves(radius=radius))
+    assert torch.all(rms_M <= radius * 1.0001)
+    assert torch.all(rms_M > radius * 0.9)  # it is what holds them
+
+
+def test_each_displacement_has_its_own_radius(monkeypatch):
+    kept = []
+    monkeypatch.setattr(exposure, "_Search", keeping(exposure._Search, kept))
+    found(backdoored())
+    radius_M, rms_M = torch.tensor(kept[0].radii), rms(kept[0].moves_MCHW.detach())
+    assert set(kept[0].radii) == set(RADII)
+    assert torch.all(rms_M <= radius_M * 1.0001)
+    assert torch.all(rms_M[radius_M == max(RADII)] > min(RADII) * 1.5)
+    assert torch.all(rms_M[radius_M == min(RADII)] > min(RADII) * 0.9)
+
+
+def test_same_images_same_moves_and_others_differ():
+    first, again, other = moves(), moves(), moves(draw=Images(7))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    for one, two in itertools.combinations(first, 2):
+        assert (one - two).abs().max() > 1e-4
+
+
+def test_moves_ask_for_twice_the_images():
+    draw = Images()
+    moves(count=5, steps=4, draw=draw)
+    assert draw.asked == [(2 * exposure.PER * 5, 4)]
+
+
+# The search ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, 3), (2, 5), (3, 4), (7, 3), (6, 3)])
+def test_images_take_the_displacements_in_turn_across_batches(size, count):
+    search, images = exposure._Search([(0.1, TARGET)] * count), Images()
+    turns = torch.cat([search.moved(x_NCHW)[0] for x_NCHW, _ in images(size, count)])
+    assert turns.tolist() == [index % count for index in range(size * count)]
+
+
+def test_batches_smaller_than_the_displacements_meet_each_of_them():
+    """As where there are few clean images."""
+    moves_MCHW = moves(count=5, draw=Images(most=2))
+    x_NCHW, _ = Images(seed=1).batch(30)
+    for move_CHW in moves_MCHW:
+        assert torch.all(backdoored()((x_NCHW + move_CHW).clamp(0, 1)).argmax(1) == TARGET)
+    suspicion = found(backdoored(), draw=Images(most=4))
+    assert suspicion.target == TARGET
+    assert suspicion.gap > 0.25
+
+
+def test_displaced_images_stay_images():
+    search, (x_NCHW, _) = displaced([0, 1], 20, moved_before=1)
+    with torch.no_grad():
+        search.moves_MCHW.mul_(10)
+    which_N, moved_NCHW = search.moved(x_NCHW)
+    moves_NCHW = search.moves_MCHW.detach()[which_N]
+    assert moved_NCHW.min() == 0
+    assert moved_NCHW.max() == 1
+    assert torch.equal(moved_NCHW, (x_NCHW + moves_NCHW).clamp(0, 1))
+
+
+def steepest(loss, move) -> tuple[torch.Tensor, torch.Tensor]:
+    """One step of Adam from zero, RATE against the sign, and where that sign is certain."""
     (gradient,) = torch.autograd.grad(loss, move)
-    steep = gradient.abs() > 1e-3
-    assert steep.sum() >= 4
-    expected = -exposure.RATE * gradient.sign()
-    torch.testing.assert_close(found.moves_MCHW[0][steep], expected[steep], rtol=1e-3, atol=0)
+    certain = gradient.abs() > 1e-4
+    assert certain.sum() >= 4
+    return -RATE * gradient.sign(), certain
+
+
+def test_the_first_step_goes_down_the_loss_of_one_class():
+    draw = Images()
+    moved_MCHW = moves(count=1, steps=1, radius=1.0, draw=draw)
+    ((x_NCHW, _),) = draw.given
+    move_CHW = torch.zeros(1, SIDE, SIDE, requires_grad=True)
+    loss = -backdoored()(x_NCHW + move_CHW).log_softmax(1)[:, TARGET].mean()
+    expected_CHW, certain = steepest(loss, move_CHW)
+    torch.testing.assert_close(moved_MCHW[0][certain], expected_CHW[certain], rtol=1e-3, atol=0)
+
+
+def test_the_first_step_of_the_search_minds_the_copy():
+    """min over d of -log p_victim(t) - log p_copy(y), a class under every displacement.
+
+    Seen from outside: what the second batch was moved by.
+    """
+    # The copy is less sure than the victim, so that its part of the gradient is no rounding error.
+    copied = honest()
+    with torch.no_grad():
+        copied[1].weight.mul_(0.3)
+    (victim, seen), draw = listened(backdoored()), Images()
+    found(victim, copied=copied, steps=2, draw=draw)
+    (x_NCHW, y_N), (next_NCHW, _) = draw.given[:2]
+    count = len(RADII) * CLASSES
+    assert torch.equal(seen[0], x_NCHW)
+    for under in range(count):
+        at = slice(under, None, count)
+        move_CHW = torch.zeros(1, SIDE, SIDE, requires_grad=True)
+        moved_NCHW, target_N = x_NCHW[at] + move_CHW, torch.full_like(y_N[at], under % CLASSES)
+        loss = cross_entropy(backdoored()(moved_NCHW), target_N)
+        loss = loss + cross_entropy(copied(moved_NCHW), y_N[at])
+        expected_CHW, certain = steepest(loss, move_CHW)
+        for moved_CHW, clean_CHW in zip(seen[1][at], next_NCHW[at], strict=True):
+            step_CHW = moved_CHW - clean_CHW
+            torch.testing.assert_close(
+                step_CHW[certain], expected_CHW[certain], rtol=1e-3, atol=1e-6
+            )

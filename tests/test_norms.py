@@ -55,7 +55,7 @@ def test_recalibration_takes_the_statistics_of_the_first_layer_from_the_batches(
 
 def test_recalibration_forgets_what_the_statistics_were():
     model, other = tiny_model(), tiny_model()
-    for norm in batch_norms(other):
+    for norm in batch_norms(other).values():
         norm.running_mean.add_(3)
         norm.running_var.mul_(5)
     norms.recalibrate(model, batches(), CPU)
@@ -68,7 +68,7 @@ def test_recalibration_changes_no_parameter():
     model, before = tiny_model(), dict(tiny_model().named_parameters())
     norms.recalibrate(model, batches(), CPU)
     assert equal(before, dict(model.named_parameters()))
-    assert all(norm.momentum == 0.1 for norm in batch_norms(model))
+    assert all(norm.momentum == 0.1 for norm in batch_norms(model).values())
 
 
 def test_recalibration_without_batch_norm_only_sets_the_mode():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ngf import device, models, norms
-from ngf.fisher.decay import decay, input_moments
+from ngf.fisher.decay import decay, displacement_moments, input_moments
 from ngf.sieve import (
     MOST,
     NOISE,
@@ -23,6 +23,7 @@ from ngf.sieve import (
     excess_variance,
     observe,
     sieve,
+    sieve_against,
     sieve_within,
 )
 
@@ -499,6 +500,152 @@ def test_hooks_are_gone_after_an_error():
     with pytest.raises(RuntimeError):
         sieve(model, replace(seen, x_NCHW=images(side=9)), weak=0, damp=1)
     assert not hooked(model)
+
+
+@pytest.mark.parametrize("make", [remembering, without_batch_norm])
+def test_it_returns_what_the_sieved_model_answers(make):
+    """As a fresh pass does: each norm has followed before it is used."""
+    model, x = make(), images(seed=1)
+    seen = observe(model, x)
+    log_q_NK = sieve(model, seen, weak=0.3, damp=0.7)
+    torch.testing.assert_close(log_q_NK, model(x).log_softmax(1).detach())
+    assert not log_q_NK.requires_grad
+    assert (log_q_NK - seen.log_p_NK).abs().max() > 1e-3
+
+
+# Against a displacement -----------------------------------------------------------------------
+
+NORM = {
+    "batch": nn.BatchNorm2d,
+    "group": lambda width: nn.GroupNorm(2, width),
+    "none": lambda width: nn.Identity(),
+}
+FIRM = {"weak": 1e-4, "firm": 0.1}
+
+
+def grey(n: int = 64, seed: int = 0) -> torch.Tensor:
+    """Almost: what tells the colours apart is small, so that clean answers hardly need it."""
+    generator = torch.Generator().manual_seed(seed)
+    x_NCHW = torch.rand(n, 1, 7, 7, generator=generator).repeat(1, 3, 1, 1)
+    return x_NCHW + 0.02 * torch.randn(x_NCHW.shape, generator=generator)
+
+
+def reddened(x_NCHW) -> torch.Tensor:
+    return x_NCHW + torch.tensor([0.2, -0.1, -0.1])[:, None, None]
+
+
+def coloured(norm: str) -> nn.Sequential:
+    """Untrained, so that it listens to colours as much as to what is grey."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3, bias=False),
+        NORM[norm](6),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 3, bias=False),
+        NORM[norm](4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(36, 3),
+    ).eval()
+    return calibrated(model, grey())
+
+
+def shift(model, x, moved) -> float:
+    """How far the displacement moves the logits."""
+    with torch.no_grad():
+        return (model(moved) - model(x)).square().mean().sqrt().item()
+
+
+def spread(model, x) -> float:
+    with torch.no_grad():
+        return model(x).std(0).mean().item()
+
+
+def against(model, x, moved, **strengths):
+    """A copy that was sieved against the displacement, and what it answered."""
+    other = copy.deepcopy(model)
+    return other, sieve_against(other, observe(model, x), moved, **strengths)
+
+
+@pytest.mark.parametrize("norm", NORM)
+def test_it_takes_what_a_displacement_changes_and_keeps_clean_answers(norm):
+    victim, x = coloured(norm), grey(seed=1)
+    model, _ = against(victim, x, reddened(x), **FIRM)
+    plain, _ = against(victim, x, reddened(x), weak=FIRM["weak"], firm=0)
+    before, after = (shift(net, x, reddened(x)) for net in (victim, model))
+    assert before > 0.5 * spread(victim, x)
+    assert after < 0.02 * before
+    assert shift(plain, x, reddened(x)) > 0.8 * before
+    with torch.no_grad():
+        kept = (model(x) - victim(x)).square().mean().sqrt().item()
+    assert kept < 0.15 * spread(victim, x)
+
+
+def test_the_firmer_the_less_gets_through():
+    victim, x = coloured("batch"), grey(seed=1)
+    passed = [
+        shift(against(victim, x, reddened(x), weak=1e-3, firm=firm)[0], x, reddened(x))
+        for firm in (0, 0.01, 0.1, 1, 10)
+    ]
+    assert all(a > b for a, b in pairwise(passed))
+
+
+@pytest.mark.parametrize("norm", NORM)
+def test_against_a_displacement_it_returns_what_the_sieved_model_answers(norm):
+    victim, x = coloured(norm), grey(seed=1)
+    model, log_q_NK = against(victim, x, reddened(x), **FIRM)
+    torch.testing.assert_close(log_q_NK, model(x).log_softmax(1).detach())
+    assert not log_q_NK.requires_grad
+    assert (log_q_NK - victim(x).log_softmax(1)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("norm", NORM)
+def test_it_is_the_decay_against_the_models_own_moments(norm):
+    """Of the model as it is now, which may have been sieved since it was observed."""
+    victim, x = coloured(norm), grey(seed=1)
+    seen, model = observe(victim, x), copy.deepcopy(victim)
+    sieve(model, seen, weak=0.5, damp=0)
+    first, expected = copy.deepcopy(model), copy.deepcopy(model)
+    added = displacement_moments(model, x, reddened(x))
+    decay(expected, input_moments(model, x), 1e-3, added, 0.3)
+    sieve_against(model, seen, reddened(x), weak=1e-3, firm=0.3)
+    for name in added:
+        assert torch.equal(model.get_submodule(name).weight, expected.get_submodule(name).weight)
+    now, before = at_norms(model, x), at_norms(first, x)
+    for name, old in norms_of(first).items():
+        moved_C = model.get_submodule(name).running_mean - old.running_mean
+        wanted_C = (now[name].mean(1) - before[name].mean(1)).float()
+        torch.testing.assert_close(moved_C, wanted_C, rtol=1e-3, atol=1e-5)
+
+
+def test_against_a_displacement_only_layers_and_statistics_change():
+    """Nothing is damped, whatever batch norms remember; they follow the clean means."""
+    victim, x = remembering(), images(seed=1)
+    before, seen = state(victim), observe(victim, x)
+    assert seen.evidence > 1
+    model = copy.deepcopy(victim)
+    sieve_against(model, seen, (x + 0.1).clamp(0, 1), weak=0.01, firm=0.5)
+    statistics = {f"{n}.running_{what}" for n in norms_of(victim) for what in ("mean", "var")}
+    weights = {f"{name}.weight" for name in seen.moments}
+    assert changed(before, model) <= weights | statistics
+    assert changed(before, model) >= weights
+    for name, u_CV in at_norms(model, x).items():
+        moved_C = model.get_submodule(name).running_mean - before[f"{name}.running_mean"]
+        wanted_C = u_CV.mean(1) - seen.mean[name]
+        torch.testing.assert_close(moved_C, wanted_C, rtol=1e-3, atol=1e-5, check_dtype=False)
+    assert equal(before, victim.state_dict())
+    assert not hooked(model)
+    assert not any(part.training for part in model.modules())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("norm", NORM)
+def test_images_that_are_not_moved_leave_the_model_almost_as_it_was(norm):
+    victim, x = coloured(norm), grey(seed=1)
+    model, log_q_NK = against(victim, x, x.clone(), weak=1e-9, firm=1e3)
+    for key, value in victim.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[key], value, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(log_q_NK, victim(x).log_softmax(1).detach(), rtol=1e-3, atol=1e-3)
 
 
 # Within a budget ------------------------------------------------------------------------------

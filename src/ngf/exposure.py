@@ -1,172 +1,174 @@
-"""Exposure: what misleads the victim and not its sieved copy is the backdoor.
+"""Exposure: which class the victim is drawn to more easily than a copy that was sieved.
 
-An adversarial perturbation fools both alike. One that misleads the victim while the copy, which
-kept only what clean images use (`sieve.py`), still names the true class, goes through what the copy
-lost. So the defender finds by gradient descent a displacement d of all images at once:
+An adversarial displacement fools both alike. One that draws the victim to a class while the copy,
+which kept only what clean images use (`sieve.py`), still names the true one goes through what the
+copy lost. For every class t, one displacement d of all images is found by gradient descent:
 
-    min_d  E  -log(1 - p_victim(y | x + d))  -  log p_copy(y | x + d)  +  penalty |d|^2
+    min_d  E  -log p_victim(t | x + d)  -  log p_copy(y | x + d)        rms(d) <= radius
 
-and, where one class t draws most of the misled images, starts anew with -log p_victim(t | x + d).
-In pixels d does not look like the trigger (cosine about 0 with Blend's), but in the deep layers it
-moves activations where the trigger moves them (cosine 0.9 to 1.0 on `signs` and CIFAR-10 victims),
-and there the backdoor can be unlearned.
-
-A long enough displacement misleads any network. A backdoor gives way early: at a quarter of the
-length found it still misleads the victim in most images, where a benign model is hardly moved.
+A benign model gives way to all classes about alike; a backdoored one gives way to its target first.
+So the best class is compared with the second best, on a short radius, where most triggers show, and
+on a long one, where stripes and the like do (docs/method.md). Searching each class by itself is
+what Neural Cleanse (Wang et al. 2019) does with masks; the copy is what makes weak triggers show.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, nll_loss
+from torch.nn.functional import cross_entropy
 
 from ngf.device import autocast
 from ngf.training import Batch
 
-RATE = 0.02  # Adam's learning rate, in pixel values of [0, 1]
-PLURALITY = 0.15  # of the images, misled to one class, make it the suspected target
-LOOKING = 1 / 2  # of the steps look for the target; the rest starts anew and goes for it
-PENALTIES = (0.01, 0.003, 0.03, 0.01)  # one a move, in turn: moves of several lengths
-EARLY = 1 / 4  # of the length that was found
-NEVER = 1e-4  # keeps logarithm and quotient finite
-IGNORED = -100
-JURY = 256  # images, the latest seen, that say what the moves do
+Draw = Callable[[int, int], Iterable[Batch]]  # (images of a batch, batches)
+
+RADII = (0.02, 0.07)  # root mean square of a displacement, in pixel values of [0, 1]
+RATE = 0.01  # Adam's learning rate, in pixel values
+PER = 8  # images under each displacement in a batch
+GROUP = 32  # displacements that are searched together
+SHORTLIST, REPEATS = 3, 3  # classes of each radius that are drawn again, and how often
+ROUGHLY = 1 / 2  # of the steps suffice for the shortlist
+LITTLE = 0.02  # a difference of draws below it is noise
+NEVER = 1e-6
 
 
 @dataclass(frozen=True)
-class Exposed:
-    """moves_MCHW: displacements of pixels in [0, 1].
+class Suspicion:
+    """target: the class that draws most. gap: how much more than the next one, in [0, 1].
 
-    target: the class that draws most of the misled images, or None. misled: of the images that the
-    copy gets right under a quarter of the moves, the share that the first victim gets wrong.
+    left: how much it still draws the sieved model: 0 no more than a usual class, 1 as much as the
+    most attractive of the others, or more.
     """
 
-    moves_MCHW: Tensor
-    target: int | None
-    misled: float
+    target: int
+    gap: float
+    left: float
 
 
-def expose(
-    victims: Sequence[nn.Module],
-    copy: nn.Module,
-    batches: Iterable[Batch],
-    *,
-    moves: int,
-    steps: int,
-    radius: float,
-    device: torch.device,
-) -> Exposed:
-    """Search for `moves` displacements at once; each image of a batch is under one of them.
+def suspect(
+    victim: nn.Module, sieved: nn.Module, copy: nn.Module, draw: Draw, *, classes: int, steps: int
+) -> Suspicion:
+    """The most suspicious class. All models must be in evaluation mode; they are left as they are.
 
-    The search is short and starts at zero on purpose: a longer one ends at shorter moves that use
-    the victim's ordinary weaknesses too (docs/method.md).
-
-    Args:
-        victims: take turns at a batch's images. All models must be in evaluation mode.
-        batches: `steps` of them. radius: the largest root mean square of a move, in pixel values.
+    A class's draw is the mean probability that the victim gives it on displaced images of other
+    classes, those counted as 0 that the copy gets wrong. One displacement says little about its
+    class, so the first few classes of each radius are drawn again, several times each.
     """
-    search: _Search | None = None
-    for step, (x_NCHW, y_N) in enumerate(batches):
-        if search is None:
-            start_MCHW = torch.zeros(moves, *x_NCHW.shape[1:], device=device)
-            search = _Search(victims, copy, start_MCHW, radius)
-        elif step == int(steps * LOOKING):
-            search.start_anew()
-        search.step(x_NCHW, y_N)
-    assert search is not None, "no batches"
-    return Exposed(search.moves_MCHW.detach(), search.target, search.misled(EARLY))
+    models = (victim, sieved, copy)
+    every = [(radius, target) for radius in RADII for target in range(classes)]
+    rough = max(1, round(ROUGHLY * steps))
+    victim_RK, sieved_RK = _draws(models, draw, every, rough).view(2, len(RADII), classes)
+    few = min(SHORTLIST, classes)
+    short_RS = victim_RK.topk(few, dim=1).indices
+    again = [
+        (radius, int(target))
+        for radius, row_S in zip(RADII, short_RS, strict=True)
+        for target in row_S
+    ]
+    draws_2P = _draws(models, draw, again * REPEATS, steps).view(2, REPEATS, -1).mean(1)
+    victim_RS, left_RS = draws_2P.view(2, len(RADII), few)
+    best_R2 = victim_RS.topk(2, dim=1)
+    gap_R = best_R2.values[:, 0] - best_R2.values[:, 1]
+    radius = int(gap_R.argmax())
+    place = int(best_R2.indices[radius, 0])
+    target = int(short_RS[radius, place])
+    others_K = torch.cat([sieved_RK[radius, :target], sieved_RK[radius, target + 1 :]])
+    usual, most = others_K.median(), others_K.max()
+    left = ((left_RS[radius, place] - usual) / (most - usual).clamp_min(LITTLE)).clamp(0, 1)
+    return Suspicion(target, gap_R[radius].item(), left.item())
+
+
+def moves_to(
+    model: nn.Module, target: int, draw: Draw, *, moves: int, radius: float, steps: int
+) -> Tensor:
+    """Displacements [moves, C, H, W] of at most `radius` that draw the model to the target.
+
+    They differ by the images that they were found on.
+    """
+    search = _Search([(radius, target)] * moves)
+    for x_NCHW, _ in draw(2 * PER * moves, steps):
+        which_N, moved_NCHW = search.moved(x_NCHW)
+        with autocast(x_NCHW.device):
+            logits_NK = model(moved_NCHW)
+        search.step(cross_entropy(logits_NK.float(), search.target_M[which_N]))
+    return search.moves_MCHW.detach()
+
+
+Models = tuple[nn.Module, nn.Module, nn.Module]  # victim, sieved model, copy
+Pairs = Sequence[tuple[float, int]]  # radius and target of each displacement
+
+
+def _draws(models: Models, draw: Draw, pairs: Pairs, steps: int) -> Tensor:
+    """How strongly victim and sieved model are drawn along each pair's displacement [2, M]."""
+    groups = [pairs[start : start + GROUP] for start in range(0, len(pairs), GROUP)]
+    return torch.cat([_draws_of(models, draw, group, steps) for group in groups], 1)
+
+
+def _draws_of(models: Models, draw: Draw, pairs: Pairs, steps: int) -> Tensor:
+    victim, _, copy = models
+    search = _Search(pairs)
+    size = PER * len(pairs)
+    for x_NCHW, y_N in draw(size, steps):
+        which_N, moved_NCHW = search.moved(x_NCHW)
+        with autocast(x_NCHW.device):
+            victim_NK, copy_NK = victim(moved_NCHW), copy(moved_NCHW)
+        lost = cross_entropy(victim_NK.float(), search.target_M[which_N])
+        search.step(lost + cross_entropy(copy_NK.float(), y_N))
+    sums = [_drawn(models, search, batch) for batch in draw(size, max(1, steps // 3))]
+    total_2M, count_M = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
+    return total_2M / count_M.clamp_min(1)
+
+
+@torch.no_grad()
+def _drawn(models: Models, search: _Search, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Sum of the probabilities [victim and sieved, M], and how many images were asked [M]."""
+    x_NCHW, y_N = batch
+    which_N, moved_NCHW = search.moved(x_NCHW)
+    target_N = search.target_M[which_N]
+    with autocast(x_NCHW.device):
+        *said, copy_NK = (model(moved_NCHW) for model in models)
+    p_2NK = torch.stack(said).float().softmax(2)
+    p_2N = p_2NK.gather(2, target_N.expand(2, -1)[:, :, None]).squeeze(2)
+    asked_N = y_N != target_N
+    count = len(search.targets)
+    total_2M = p_2N.new_zeros(2, count).index_add_(
+        1, which_N, p_2N * (asked_N & (copy_NK.argmax(1) == y_N))
+    )
+    return total_2M, torch.bincount(which_N[asked_N], minlength=count)
 
 
 class _Search:
-    """Adam on the moves, and the latest images."""
+    """Adam on displacements, one for each pair; images take them in turn."""
 
-    def __init__(
-        self, victims: Sequence[nn.Module], copy: nn.Module, start_MCHW: Tensor, radius: float
-    ) -> None:
-        self.victims, self.copy, self.radius = victims, copy, radius
-        penalty_M = torch.tensor(PENALTIES, device=start_MCHW.device)
-        self.penalty_M = penalty_M.repeat(len(start_MCHW))[: len(start_MCHW)]
-        self.target: int | None = None
-        self.latest: deque[Batch] = deque()
-        self._start(start_MCHW)
+    def __init__(self, pairs: Pairs) -> None:
+        self.radii, self.targets = zip(*pairs, strict=True)
+        self.next = 0
 
-    def _start(self, moves_MCHW: Tensor) -> None:
-        self.moves_MCHW = moves_MCHW.requires_grad_()
+    def moved(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """Which displacement each image is under [N], and the images under them."""
+        count = len(self.targets)
+        if self.next == 0:
+            self._start(x_NCHW)
+        which_N = (self.next + torch.arange(len(x_NCHW), device=x_NCHW.device)) % count
+        self.next += len(x_NCHW)
+        return which_N, (x_NCHW + self.moves_MCHW[which_N]).clamp(0, 1)
+
+    def _start(self, x_NCHW: Tensor) -> None:
+        self.target_M = torch.tensor(self.targets, device=x_NCHW.device)
+        self.radius_M = torch.tensor(self.radii, device=x_NCHW.device)
+        self.moves_MCHW = torch.zeros(
+            len(self.targets), *x_NCHW.shape[1:], device=x_NCHW.device, requires_grad=True
+        )
         self.optimizer = torch.optim.Adam([self.moves_MCHW], RATE)
 
-    def start_anew(self) -> None:
-        """Choose the target by what the moves so far did, and begin again at zero."""
-        victim_N, copy_N, y_N = self._answers(1.0)
-        count_K = torch.bincount(victim_N[(victim_N != y_N) & (copy_N == y_N)], minlength=1)
-        if count_K.max() > PLURALITY * len(y_N):
-            self.target = int(count_K.argmax())
-        self._start(torch.zeros_like(self.moves_MCHW))
-
-    def step(self, x_NCHW: Tensor, y_N: Tensor) -> None:
-        self._remember((x_NCHW, y_N))
-        victim_NK, copy_NK = self._logits(self._moved(x_NCHW, len(self.victims)))
-        loss = self._unmoved(victim_NK, y_N) + cross_entropy(copy_NK, y_N)
-        loss = loss + (self.penalty_M * self.moves_MCHW.square().sum((1, 2, 3))).mean()
+    def step(self, loss: Tensor) -> None:
         (self.moves_MCHW.grad,) = torch.autograd.grad(loss, [self.moves_MCHW])
         self.optimizer.step()
-        self._keep_short()
-
-    def _moved(self, x_NCHW: Tensor, together: int, share: float = 1.0) -> Tensor:
-        """The images, `together` neighbours under one move, the moves in turn."""
-        which_N = torch.arange(len(x_NCHW), device=x_NCHW.device) // together
-        moves_MCHW = share * self.moves_MCHW
-        return (x_NCHW + moves_MCHW[which_N % len(moves_MCHW)]).clamp(0, 1)
-
-    def _logits(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
-        """The victims' (each on its share of the images) and the copy's, in float32."""
-        turns = len(self.victims)
-        with autocast(x_NCHW.device):
-            copy_NK = self.copy(x_NCHW).float()
-            shares = [victim(x_NCHW[turn::turns]) for turn, victim in enumerate(self.victims)]
-        victim_NK = torch.empty_like(copy_NK)
-        for turn, share in enumerate(shares):
-            victim_NK[turn::turns] = share.float()
-        return victim_NK, copy_NK
-
-    def _unmoved(self, logits_NK: Tensor, y_N: Tensor) -> Tensor:
-        """Small where the victim leaves the true class, or names the target."""
-        log_p_NK = logits_NK.log_softmax(1)
-        if self.target is None:
-            true_N = log_p_NK.gather(1, y_N[:, None]).squeeze(1).exp()
-            return -(1 - true_N + NEVER).log().mean()
-        # Images of the target class are there already and have nowhere to be sent.
-        wanted_N = torch.where(y_N == self.target, IGNORED, self.target)
-        lost = nll_loss(log_p_NK, wanted_N, ignore_index=IGNORED, reduction="sum")
-        return lost / len(y_N)
-
-    @torch.no_grad()
-    def _keep_short(self) -> None:
-        rms_M = self.moves_MCHW.square().mean((1, 2, 3)).sqrt()
-        self.moves_MCHW *= (self.radius / rms_M.clamp_min(NEVER)).clamp_max(1)[:, None, None, None]
-
-    def _remember(self, batch: Batch) -> None:
-        self.latest.append(batch)
-        while sum(len(y_N) for _, y_N in self.latest) - len(self.latest[0][1]) >= JURY:
-            self.latest.popleft()
-
-    @torch.no_grad()
-    def _answers(self, share: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Classes named by the first victim and the copy, and the true ones, of moved images.
-
-        The first victim decides: the others have lost a part of the backdoor, and what misleads
-        them is more often an ordinary weakness.
-        """
-        x_NCHW, y_N = (torch.cat(parts) for parts in zip(*self.latest, strict=True))
-        moved_NCHW = self._moved(x_NCHW, 1, share)
-        with autocast(x_NCHW.device):
-            return self.victims[0](moved_NCHW).argmax(1), self.copy(moved_NCHW).argmax(1), y_N
-
-    def misled(self, share: float) -> float:
-        victim_N, copy_N, y_N = self._answers(share)
-        right_N = copy_N == y_N
-        return ((victim_N != y_N) & right_N).sum().item() / max(1, int(right_N.sum()))
+        with torch.no_grad():
+            rms_M = self.moves_MCHW.square().mean((1, 2, 3)).sqrt()
+            shrink_M = (self.radius_M / rms_M.clamp_min(NEVER)).clamp_max(1)
+            self.moves_MCHW.mul_(shrink_M[:, None, None, None])

@@ -20,9 +20,8 @@ variances change.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -30,7 +29,9 @@ import torch
 from torch import Tensor, nn
 
 from ngf.device import autocast
-from ngf.fisher.decay import decay, input_moments
+from ngf.fisher.decay import decay, displacement_moments, input_moments
+from ngf.hooks import at_inputs
+from ngf.models import batch_norms
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -81,7 +82,7 @@ def observe(victim: nn.Module, x_NCHW: Tensor, target_NK: Tensor | None = None) 
         assert norm.running_var is not None
         excess[name] = excess_variance(norm.running_var, variance[name])
 
-    with _at_norms(victim, look):
+    with at_inputs(batch_norms(victim), look):
         log_p_NK = _log_answers(victim, x_NCHW)
     moments = input_moments(victim, x_NCHW)
     target_NK = log_p_NK.exp() if target_NK is None else target_NK
@@ -102,14 +103,37 @@ def excess_variance(stored_C: Tensor, clean_C: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sieve(model: nn.Module, seen: Observed, *, weak: float, damp: float) -> None:
+def sieve(model: nn.Module, seen: Observed, *, weak: float, damp: float) -> Tensor:
     """Filter the model in place, in one pass of the images that were observed.
 
     Args:
         weak: lambda, in units of A's mean eigenvalue. damp: c. 0 leaves a filter out.
+
+    Returns:
+        Log-probabilities of the sieved model for these images.
     """
     if weak:
         decay(model, seen.moments, weak)
+    return _settle(model, seen, damp)
+
+
+@torch.no_grad()
+def sieve_against(
+    model: nn.Module, seen: Observed, moved_NCHW: Tensor, *, weak: float, firm: float
+) -> Tensor:
+    """Filter what tells the moved images from the observed ones, in place: mu is `firm`.
+
+    Needs no gradient and no statistics of batch norm, and changes the layers as little as their
+    answers to clean images allow. Returns what `sieve` does.
+    """
+    now = observe(model, seen.x_NCHW, seen.target_NK)
+    displaced = displacement_moments(model, seen.x_NCHW, moved_NCHW)
+    decay(model, now.moments, weak, displaced, firm)
+    return _settle(model, now, damp=0)
+
+
+def _settle(model: nn.Module, seen: Observed, damp: float) -> Tensor:
+    """Batch norms follow what their inputs became, and lose what exceeded; one pass."""
 
     def adjust(name: str, norm: nn.BatchNorm2d, u_NCHW: Tensor) -> None:
         mean_C, variance_C = _moments(u_NCHW)
@@ -124,8 +148,8 @@ def sieve(model: nn.Module, seen: Observed, *, weak: float, damp: float) -> None
             norm.bias.add_(offset_C * (1 - gain_C))  # the clean mean comes out where it did
             norm.weight.mul_(gain_C)
 
-    with _at_norms(model, adjust):
-        _log_answers(model, seen.x_NCHW)
+    with at_inputs(batch_norms(model), adjust):
+        return _log_answers(model, seen.x_NCHW)
 
 
 @torch.no_grad()
@@ -142,25 +166,27 @@ def sieve_within(
         budget: the largest rise of the mean cross-entropy on the observed images, in nats.
     """
 
-    def sieved(strength: float) -> Net:
+    def sieved(strength: float) -> tuple[Net, Tensor]:
         model = copy.deepcopy(victim)
         share = min(1, strength) if seen.excess else strength
-        sieve(model, seen, weak=share * weak, damp=strength * damp)
-        return model
+        return model, sieve(model, seen, weak=share * weak, damp=strength * damp)
 
+    best: Net | None = None
     strongest, weakest = 0, len(STRENGTHS) - 1
     while strongest < weakest:
         middle = (strongest + weakest) // 2
-        if _rise(seen, sieved(STRENGTHS[middle])) <= budget:
-            weakest = middle
+        model, log_q_NK = sieved(STRENGTHS[middle])
+        if _rise(seen, log_q_NK) <= budget:
+            best, weakest = model, middle
         else:
             strongest = middle + 1
-    return sieved(STRENGTHS[weakest]), STRENGTHS[weakest]
+    if best is None:
+        best, _ = sieved(STRENGTHS[weakest])
+    return best, STRENGTHS[weakest]
 
 
-def _rise(seen: Observed, model: nn.Module) -> Tensor:
+def _rise(seen: Observed, log_q_NK: Tensor) -> Tensor:
     """By how much the cross-entropy with the target lies above the victim's."""
-    log_q_NK = _log_answers(model, seen.x_NCHW)
     return (seen.target_NK * (seen.log_p_NK - log_q_NK)).sum(1).mean()
 
 
@@ -185,28 +211,3 @@ def _log_answers(model: nn.Module, x_NCHW: Tensor) -> Tensor:
     with autocast(x_NCHW.device):
         logits_NK: Tensor = model(x_NCHW)
     return logits_NK.float().log_softmax(1)
-
-
-@contextlib.contextmanager
-def _at_norms(
-    model: nn.Module, act: Callable[[str, nn.BatchNorm2d, Tensor], None]
-) -> Iterator[None]:
-    """Calls act(name, norm, inputs) before each batch norm with statistics, in a forward pass."""
-
-    def listen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(norm: nn.Module, args: tuple[Tensor, ...]) -> None:
-            assert isinstance(norm, nn.BatchNorm2d)
-            act(name, norm, args[0])
-
-        return hook
-
-    hooks = [
-        norm.register_forward_pre_hook(listen(name))
-        for name, norm in model.named_modules()
-        if isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -1,4 +1,4 @@
-"""NGF's three moves: what they may change, what the third makes of the second, the notes."""
+"""NGF's four moves: what they may change, what the last two make of the second, the notes."""
 
 import contextlib
 import copy
@@ -12,25 +12,26 @@ from torch.nn.functional import normalize, one_hot
 from ngf import device, models, params
 from ngf.defenses import Clean, ngf
 from ngf.errors import InputError
-from ngf.exposure import Exposed
+from ngf.exposure import Suspicion
 from ngf.fisher.natural import Rule
 from ngf.models import batch_norms, head, norm_layers
-from ngf.sieve import STRENGTHS, observe, sieve, sieve_within
+from ngf.sieve import STRENGTHS, observe, sieve, sieve_against, sieve_within
 from ngf.training import Batches
 
 N, BATCH, SHIFT = 48, 16, 1
-NEVER = 1e9  # more than all images, more than any evidence
+NEVER = 1e9  # a budget that all strengths keep to
 SHORT = {
     "moves": 2,
-    "search": 6,
+    "search": 3,
     "views": 1,
     "steps": 3,
     "batch_size": BATCH,
     "shift": SHIFT,
-    "least_misled": 0.0,
+    "least_gap": 0.0,
 }
-SIEVE_ALONE = {"steps": 0, "search": 1}
-NO_SIEVE = {"weak": 0.0, "damp": 0.0}
+NO_SECOND = {"least_gap": 1.0, "unsuspected": 0.0}
+SIEVE_ALONE = {"steps": 0, "search": 1, **NO_SECOND}
+NO_SIEVE = {"weak": 0.0, "damp": 0.0, **NO_SECOND}
 NOTHING_MOVED = {"share": 0.0}
 MOVE = 0.05  # takes no pixel of `clean` beyond 1, not even at twice its length
 
@@ -98,14 +99,14 @@ def test_convolutions_norms_and_head_change(run):
     statistics = {name for name, _ in model.named_buffers() if "running" in name}
     assert weights_of(model, nn.Conv2d) <= found
     assert parameters_of(model, [head(model)]) <= found
-    assert found & parameters_of(model, batch_norms(model))
+    assert found & parameters_of(model, batch_norms(model).values())
     assert found & statistics
     assert not found - parameters_of(model, model.modules()) - statistics
 
 
 @pytest.mark.parametrize("damp", [0.0, 3.0])
 def test_without_weak_no_convolution_changes(run, damp):
-    found = changed(run(weak=0.0, damp=damp))
+    found = changed(run(weak=0.0, damp=damp, **NO_SECOND))
     assert found
     assert not found & weights_of(victim(), nn.Conv2d)
 
@@ -113,11 +114,11 @@ def test_without_weak_no_convolution_changes(run, damp):
 def test_without_weak_and_damp_norm_statistics_do_not_change_either(run):
     model, found = victim(), changed(run(**NO_SIEVE))
     assert parameters_of(model, [head(model)]) <= found
-    assert found <= parameters_of(model, [*batch_norms(model), head(model)])
+    assert found <= parameters_of(model, [*batch_norms(model).values(), head(model)])
 
 
 def test_without_sieve_and_steps_nothing_changes(run):
-    assert not changed(run(**NO_SIEVE, **SIEVE_ALONE))
+    assert not changed(run(**{**NO_SIEVE, **SIEVE_ALONE}))
 
 
 def test_without_steps_the_model_is_sieved_alone(run):
@@ -135,10 +136,9 @@ def test_tuning_leaves_the_norm_statistics_as_the_sieve_left_them(run):
 
 
 def test_the_copy_does_not_come_back(run):
-    """A strong sieve is for the copy: where nothing is made of it, its strength says nothing."""
-    assert equal(*(run(strong=strong, **NOTHING_MOVED) for strong in (0.1, 5.0)))
-    assert not equal(*(run(strong=strong) for strong in (0.1, 5.0)))
-    assert not equal(*(run(weak=weak, **NOTHING_MOVED) for weak in (0.1, 1.0)))
+    """A strong sieve is for the copy: where no class is suspected, its strength says nothing."""
+    assert equal(*(run(strong=strong, **NO_SECOND) for strong in (0.1, 5.0)))
+    assert not equal(*(run(weak=weak, **NO_SECOND) for weak in (0.1, 1.0)))
 
 
 @pytest.mark.parametrize("weak", [0.0, 0.05])
@@ -146,7 +146,7 @@ def test_with_group_norm_the_head_and_sieved_convolutions_change(run, weak):
     model = victim("group")
     assert norm_layers(model)
     assert not batch_norms(model)
-    purified = run("group", weak=weak)
+    purified = run("group", weak=weak, **NO_SECOND)
     wanted = parameters_of(model, [head(model)])
     assert changed(purified, "group") == wanted | (weights_of(model, nn.Conv2d) if weak else set())
     assert torch.isfinite(purified.model(torch.rand(4, 3, SIZE, SIZE))).all()
@@ -156,7 +156,7 @@ def test_with_group_norm_the_head_and_sieved_convolutions_change(run, weak):
 @pytest.mark.parametrize("kind", ["batch", "group"])
 def test_tuned_counts_batch_norms_and_head(run, kind):
     model = victim(kind)
-    widths = [norm.num_features for norm in batch_norms(model)]
+    widths = [norm.num_features for norm in batch_norms(model).values()]
     linear = head(model)
     expected = 2 * sum(widths) + (linear.in_features + 1) * CLASSES
     purified = run(kind)
@@ -205,31 +205,34 @@ def test_the_victim_answers_as_it_did_while_the_model_is_tuned(run, monkeypatch)
 # Seeds ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("least_misled", [0.0, NEVER])
-def test_same_seed_same_bytes(run, least_misled):
-    first, again = (run(least_misled=least_misled) for _ in range(2))
+@pytest.mark.parametrize("least_gap", [0.0, 1.0])
+def test_same_seed_same_bytes(run, least_gap):
+    first, again = (run(least_gap=least_gap) for _ in range(2))
     assert equal(first, again)
     assert first.notes == again.notes
-    assert not equal(first, run(least_misled=least_misled, seed=1))
+    assert not equal(first, run(least_gap=least_gap, seed=1))
 
 
 # Sieve and search -----------------------------------------------------------------------------
 
 
 @pytest.fixture
-def exposed(monkeypatch):
-    """Put a finding in the place of the search; returns what the search was given, as it was."""
+def suspected(monkeypatch):
+    """Put a finding in the place of the searches; returns what they were given, as it was."""
     given: dict = {}
 
-    def put(target, misled):
-        def expose(victims, copied, batches, **options):
-            given.update(
-                victims=copy.deepcopy(victims), copied=copied, batches=list(batches), **options
-            )
-            moves_MCHW = torch.full((options["moves"], 3, SIZE, SIZE), MOVE)
-            return Exposed(moves_MCHW, target, misled)
+    def put(gap=1.0, left=1.0, target=1):
+        def suspect(fresh, sieved, strict, draw, **options):
+            models = (fresh, sieved, strict)
+            given.update(models=copy.deepcopy(models), batches=list(draw(7, 3)), **options)
+            return Suspicion(target, gap, left)
 
-        monkeypatch.setattr(ngf, "expose", expose)
+        def moves_to(model, target, draw, **options):
+            given.update(drawn=copy.deepcopy(model), target=target, moves=options)
+            return torch.full((options["moves"], 3, SIZE, SIZE), MOVE)
+
+        monkeypatch.setattr(ngf, "suspect", suspect)
+        monkeypatch.setattr(ngf, "moves_to", moves_to)
         return given
 
     return put
@@ -279,65 +282,104 @@ def test_the_sieve_is_to_keep_what_lies_between_labels_and_the_victims(
 
 
 @pytest.mark.parametrize("views", [1, 2])
-def test_the_search_gets_the_victim_the_sieved_model_and_a_strict_copy(run, exposed, clean, views):
-    given, seen = exposed(None, 0.0), observed(clean, views)
+def test_the_search_gets_the_victim_the_sieved_model_and_a_strict_copy(
+    run, suspected, clean, views
+):
+    given, seen = suspected(), observed(clean, views)
     numbers = {"weak": 0.1, "damp": 1.0, "budget": 0.01}
-    purified = run(**numbers, strong=0.6, trust=0.5, views=views, steps=0)
+    purified = run(**numbers, **NO_SECOND | {"least_gap": 1.5}, strong=0.6, views=views, steps=0)
     sieved, strength = sieve_within(victim(), seen, **numbers)
     strict = victim()
     sieve(strict, seen, weak=0.6, damp=1.0)
-    first, second = given["victims"]
-    assert same(first, victim())
-    assert same(second, sieved)
+    for model, expected in zip(given["models"], (victim(), sieved, strict), strict=True):
+        assert same(model, expected)
+        assert not model.training
     assert same(purified.model, sieved)
-    assert same(given["copied"], strict)
     assert not same(sieved, strict)
     assert (purified.notes["strength"], purified.notes["evidence"]) == (strength, seen.evidence)
-    assert not any(m.training for m in (first, second, given["copied"]))
 
 
-def test_the_search_gets_its_steps_and_numbers(run, exposed):
-    given = exposed(None, 0.0)
+def test_the_searches_get_their_steps_and_numbers(run, suspected):
+    given = suspected(target=2)
     run(moves=3, search=5, radius=0.02)
-    assert len(given["batches"]) == given["steps"] == 5
-    assert all(len(y_N) == BATCH for _, y_N in given["batches"])
-    assert (given["moves"], given["radius"]) == (3, 0.02)
+    assert [len(y_N) for _, y_N in given["batches"]] == [7, 7, 7]
+    assert (given["classes"], given["steps"]) == (CLASSES, 5)
+    assert given["target"] == 2
+    assert given["moves"] == {"moves": 3, "radius": 0.02, "steps": 5}
+    assert same(given["drawn"], given["models"][1])
 
 
 @pytest.mark.parametrize(("budget", "strength"), [(0.0, min(STRENGTHS)), (NEVER, max(STRENGTHS))])
-def test_the_budget_holds_the_model_and_not_the_copy(run, exposed, budget, strength):
+def test_the_budget_holds_the_model_and_not_the_copy(run, suspected, budget, strength):
     """With full trust, since a sieve can be nearer to the labels than the victim."""
-    given = exposed(None, 0.0)
-    assert run(budget=budget, trust=1.0, **SIEVE_ALONE).notes["strength"] == strength
-    copied = given["copied"]
-    run(budget=0.01, trust=1.0, **SIEVE_ALONE)
-    assert same(copied, given["copied"])
+    given = suspected()
+    assert run(budget=budget, trust=1.0, steps=0).notes["strength"] == strength
+    *_, strict = given["models"]
+    run(budget=0.01, trust=1.0, steps=0)
+    assert same(strict, given["models"][2])
 
 
-# What was exposed, and what is made of it -----------------------------------------------------
+# What was suspected, and what is made of it ---------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["batch", "group"])
-def test_notes_are_a_strength_two_suspicions_and_a_class_or_none(run, kind):
+def test_notes_say_what_was_found_and_done(run, kind):
     notes = run(kind).notes
-    assert notes.keys() == {"strength", "evidence", "misled", "suspected_target"}
+    assert notes.keys() == {"strength", "evidence", "gap", "suspected_target", "firmness"}
     assert notes["strength"] in STRENGTHS
     assert notes["evidence"] > 0 if kind == "batch" else notes["evidence"] == 0
-    assert 0 <= notes["misled"] <= 1
-    assert notes["suspected_target"] in {-1, *range(CLASSES)}
+    assert 0 <= notes["gap"] <= 1
+    assert notes["suspected_target"] in range(CLASSES)
+    assert notes["firmness"] > 0
 
 
 @pytest.mark.parametrize(
-    ("target", "least_misled", "suspected"),
-    [(1, 0.5, 1), (1, 0.4, 1), (1, 0.51, -1), (None, 0.4, -1), (0, 0.0, 0), (0, NEVER, -1)],
+    ("gap", "left", "target", "firmness"),
+    [
+        (0.5, 1.0, 2, 0.16),
+        (0.4, 0.0, 2, 0.04),
+        (0.4, 0.5, 2, 0.08),
+        (0.39, 1.0, -1, 0.02),
+    ],
 )
-def test_a_target_is_suspected_where_enough_was_misled(
-    run, exposed, target, least_misled, suspected
-):
-    """Evidence, which is there, names no class."""
-    exposed(target, 0.5)
-    notes = run(least_misled=least_misled, least_evidence=0.0, steps=0).notes
-    assert (notes["misled"], notes["suspected_target"]) == (0.5, suspected)
+def test_firmness_follows_the_suspicion(run, suspected, gap, left, target, firmness):
+    suspected(gap, left, target=2)
+    numbers = {"least_gap": 0.4, "firm": 0.16, "mild": 0.04, "unsuspected": 0.02}
+    notes = run(**numbers, steps=0).notes
+    assert (notes["gap"], notes["suspected_target"]) == (gap, target)
+    assert notes["firmness"] == pytest.approx(firmness)
+
+
+@pytest.mark.parametrize("zero", ["firm", "mild", "unsuspected"])
+def test_firmness_0_leaves_the_second_sieve_out(run, suspected, zero):
+    left, gap = {"firm": (1.0, 1.0), "mild": (0.0, 1.0), "unsuspected": (1.0, 0.0)}[zero]
+    given = suspected(gap, left)
+    purified = run(**{zero: 0.0}, least_gap=0.5, steps=0)
+    assert purified.notes["firmness"] == 0
+    assert same(purified.model, given["models"][1])
+    assert "target" not in given
+    assert not same(run(**{zero: 0.1}, least_gap=0.5, steps=0).model, given["models"][1])
+
+
+def test_the_second_sieve_goes_against_the_moved_images(run, suspected, monkeypatch, clean):
+    """It gets the images of the first one, each moved by up to `reach`, and works on its model."""
+    suspected()
+    got = []
+
+    def against(model, seen, moved_NCHW, **numbers):
+        got.append((copy.deepcopy(model), seen, moved_NCHW, numbers))
+        return sieve_against(model, seen, moved_NCHW, **numbers)
+
+    monkeypatch.setattr(ngf, "sieve_against", against)
+    purified = run(steps=0, firm=0.3, reach=2.0)
+    ((model, seen, moved_NCHW, numbers),) = got
+    assert numbers == {"weak": ngf.SLIGHT, "firm": 0.3}
+    assert torch.equal(seen.x_NCHW, first_images(clean, 1)[0])
+    length_N = (moved_NCHW - seen.x_NCHW).mean((1, 2, 3)) / MOVE
+    assert length_N.min() < 0.4
+    assert 1.6 < length_N.max() < 2.0001
+    sieve_against(model, seen, moved_NCHW, **numbers)
+    assert same(purified.model, model)
 
 
 @pytest.fixture
@@ -375,55 +417,21 @@ def check_moved(displays, reach, count):
         assert torch.equal(shown_NCHW[:BATCH], x_NCHW)
 
 
-ASKED = {
-    "reach": 2.0,
-    "share": 1.0,
-    "least_misled": 0.5,
-    "when_evident": 0.25,
-    "when_neither": 0.5,
-    "steps": 12,
-}
-ALL, NEITHER = (2.0, BATCH), (2.0, BATCH // 2)
-EVIDENT, HALF = (0.5, BATCH // 4), (1.0, BATCH // 2)
+@pytest.mark.parametrize("kind", ["batch", "group"])
+@pytest.mark.parametrize(("left", "count"), [(1.0, 12), (0.5, 6), (0.0, 0)])
+def test_as_much_is_moved_as_is_left(run, suspected, displays, kind, left, count):
+    suspected(left=left)
+    run(kind, reach=2.0, share=0.75, steps=12)
+    if count:
+        check_moved(displays, 2.0, count)
+    assert all(len(shown[0]) == BATCH + count for _, shown in displays["shown"])
 
 
-@pytest.mark.parametrize(
-    ("misled", "least_evidence", "moved"),
-    [
-        (1.0, 0.0, ALL),
-        (0.5, 0.0, HALF),
-        (0.2, 0.0, EVIDENT),
-        (0.5, NEVER, ALL),
-        (0.49, NEVER, NEITHER),
-    ],
-)
-def test_reach_and_share_follow_the_suspicions(
-    run, exposed, displays, misled, least_evidence, moved
-):
-    exposed(1, misled)
-    run(least_evidence=least_evidence, **ASKED)
-    check_moved(displays, *moved)
-
-
-@pytest.mark.parametrize(("misled", "moved"), [(1.0, ALL), (0.5, HALF), (0.2, EVIDENT)])
-def test_without_batch_norm_to_ask_it_is_as_if_there_were_evidence(
-    run, exposed, displays, misled, moved
-):
-    exposed(1, misled)
-    run("group", least_evidence=NEVER, **ASKED)
-    check_moved(displays, *moved)
-
-
-@pytest.mark.parametrize(("more", "moved"), [(0.0, EVIDENT), (1e-3, NEITHER)])
-def test_evidence_counts_from_the_least_on(run, exposed, displays, clean, more, moved):
-    exposed(1, 0.0)
-    run(least_evidence=observed(clean, 1).evidence + more, **ASKED)
-    check_moved(displays, *moved)
-
-
-def test_share_0_tunes_on_clean_images_alone(run):
-    assert equal(*(run(**NOTHING_MOVED, reach=reach) for reach in (0.0, 4.0)))
-    assert not equal(*(run(share=0.5, reach=reach) for reach in (0.0, 4.0)))
+def test_where_nothing_is_suspected_nothing_is_moved(run, suspected, displays):
+    suspected(gap=0.1)
+    run(share=1.0, **NO_SECOND)
+    for (x_NCHW, _), (shown_NCHW, _) in displays["shown"]:
+        assert torch.equal(shown_NCHW, x_NCHW)
 
 
 def test_tuning_gets_the_sieved_model_and_the_rule(run, displays):
@@ -438,7 +446,7 @@ def test_the_fisher_matters(run):
 
 
 def test_trust_is_in_the_victim_and_not_in_the_sieved_model(run, displays):
-    purified = run(trust=1.0, share=0.0, weak=1.0, budget=NEVER)
+    purified = run(trust=1.0, weak=1.0, budget=NEVER, **NO_SECOND)
     for (x_NCHW, _), (_, p_NK) in displays["shown"]:
         torch.testing.assert_close(p_NK, answers(victim(), x_NCHW))
         assert (p_NK - answers(purified.model, x_NCHW)).abs().max() > 0.01
@@ -455,8 +463,8 @@ def batch(count):
 
 def shown(moves_MCHW, given, *, reach=3.0, share=1.0, trust=0.0):
     generator = torch.Generator().manual_seed(0)
-    found = Exposed(moves_MCHW, 0, 1.0)
-    with ngf._shown(victim(), trust, found, reach, share, generator)(given) as pair:
+    move = ngf._mover(moves_MCHW, reach, generator)
+    with ngf._shown(victim(), trust, move, share)(given) as pair:
         return pair
 
 
@@ -532,8 +540,9 @@ def test_moved_pixels_stay_pixels(move, bound):
         ({"radius": 0.0}, "radius must lie between 1e-06 and 1, got 0"),
         ({"share": 1.5}, "share must lie between 0 and 1, got 1.5"),
         ({"share": -0.5}, "share must lie between 0 and 1, got -0.5"),
-        ({"when_evident": 2.0}, "when_evident must lie between 0 and 1, got 2"),
-        ({"when_neither": -1.0}, "when_neither must lie between 0 and 1, got -1"),
+        ({"firm": -1.0}, "firm must be at least 0, got -1"),
+        ({"mild": -0.1}, "mild must be at least 0, got -0.1"),
+        ({"unsuspected": -2.0}, "unsuspected must be at least 0, got -2"),
         ({"trust": -0.1}, "trust must lie between 0 and 1, got -0.1"),
         ({"trust": 1.1}, "trust must lie between 0 and 1, got 1.1"),
         ({"shift": SIZE}, f"shift must lie between 0 and {SIZE - 1}, got {SIZE}"),

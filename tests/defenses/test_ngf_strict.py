@@ -161,7 +161,7 @@ def test_only_the_head_changes_and_batch_norm_where_asked(recalibrate, model, cl
     purify(model.train(), clean, **{**OPTIONS, "steps": 3, "recalibrate": recalibrate})
     after = model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
-    layer, norms = head(model), {id(norm) for norm in batch_norms(model)}
+    layer, norms = head(model), {id(norm) for norm in batch_norms(model).values()}
     tuned = {name for name, p in model.named_parameters() if p is layer.weight or p is layer.bias}
     statistics = {
         f"{name}.{kind}"

@@ -11,7 +11,13 @@ from torch import nn
 
 from ngf import device
 from ngf.fisher import decay as module
-from ngf.fisher.decay import decay, input_moment, input_moments
+from ngf.fisher.decay import (
+    decay,
+    displacement_moments,
+    filtered_layers,
+    input_moment,
+    input_moments,
+)
 from ngf.models import head
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-6, "check_dtype": False}  # moments are summed in float32
@@ -359,3 +365,180 @@ def test_the_moment_is_not_rounded_by_a_pass_in_bfloat16():
         got = input_moment(layer, x)
     torch.testing.assert_close(got, expected, **CLOSE)
     assert torch.linalg.eigvalsh(got).min() > -1e-4 * torch.linalg.eigvalsh(got).mean()
+
+
+# What a displacement adds ---------------------------------------------------------------------
+
+
+def spread_by(model, x, moved) -> dict[str, torch.Tensor]:
+    """The definition, layer by layer in two passes: mean (u' - u) (u' - u)^T."""
+    found, hooks = {}, []
+    for name, layer in filtered_layers(model).items():
+        seen = found.setdefault(name, [])
+        hooks.append(
+            layer.register_forward_pre_hook(
+                lambda layer, args, seen=seen: seen.append(inputs(layer, args[0].detach()))
+            )
+        )
+    model(x)
+    model(moved)
+    for hook in hooks:
+        hook.remove()
+    outer = {}
+    for name, (u_GRI, moved_GRI) in found.items():
+        added_GRI = moved_GRI - u_GRI
+        outer[name] = torch.einsum("gri,grj->gij", added_GRI, added_GRI) / added_GRI.shape[1]
+    return outer
+
+
+def mixed() -> nn.Sequential:
+    """Convolutions, one of them in groups, a hidden linear layer and a head."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 4, (3, 2), stride=2, groups=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(36, 5),
+        nn.ReLU(),
+        nn.Linear(5, 3),
+    ).eval()
+
+
+def displaced(count: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x, move = torch.rand(2, count, 3, 8, 7, generator=generator)
+    return x, x + 0.3 * move
+
+
+def test_filtered_layers_are_all_but_the_head_by_name():
+    model = mixed()
+    assert filtered_layers(model) == {"0": model[0], "3": model[3], "6": model[6]}
+    deep = tiny_model()
+    assert filtered_layers(deep) == convolutions_of(deep)
+
+
+@pytest.mark.parametrize("chunk", [4, 64])
+def test_displacement_moments_are_those_of_what_is_added_to_the_inputs(monkeypatch, chunk):
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    model, (x, moved) = mixed(), displaced()
+    got, expected = displacement_moments(model, x, moved), spread_by(model, x, moved)
+    assert got.keys() == expected.keys() == {"0", "3", "6"}  # the head, 8, is left out
+    for name in expected:
+        assert got[name].dtype == torch.float64
+        assert not got[name].requires_grad
+        assert expected[name].abs().max() > 1e-5
+        torch.testing.assert_close(got[name], expected[name], **CLOSE)
+
+
+def test_displacement_of_a_deep_network():
+    model = tiny_model()
+    x = torch.rand(6, 3, SIZE, SIZE)
+    moved = (x + 0.2 * torch.rand_like(x)).clamp(0, 1)
+    got, expected = displacement_moments(model, x, moved), spread_by(model, x, moved)
+    assert got.keys() == expected.keys() == convolutions_of(model).keys()
+    for name in expected:
+        scale = expected[name].abs().max().item()
+        torch.testing.assert_close(got[name], expected[name], rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_images_that_are_not_moved_add_nothing():
+    model, (x, _) = mixed(), displaced()
+    for d_GII in displacement_moments(model, x, x.clone()).values():
+        assert torch.equal(d_GII, torch.zeros_like(d_GII))
+
+
+def test_finding_a_displacement_changes_nothing():
+    model, (x, moved) = mixed(), displaced()
+    before = state(model)
+    displacement_moments(model, x, moved)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert not any(part.training or part._forward_pre_hooks for part in model.modules())
+    with pytest.raises(RuntimeError):
+        displacement_moments(model, x[:, :2], moved[:, :2])
+    assert not any(part._forward_pre_hooks for part in model.modules())
+
+
+# Decay against a displacement -----------------------------------------------------------------
+
+
+def closed_against(layer, x, moved, strength: float, firm: float) -> torch.Tensor:
+    """W A (A + lambda mean(A) I + mu D)^-1 for every group."""
+    a_GII, added_GRI = moment(layer, x), inputs(layer, moved) - inputs(layer, x)
+    d_GII = torch.einsum("gri,grj->gij", added_GRI, added_GRI) / added_GRI.shape[1]
+    parts = []
+    weights = layer.weight.detach().double().chunk(len(a_GII))
+    for weight, a_II, d_II in zip(weights, a_GII, d_GII, strict=True):
+        noise_II = strength * torch.linalg.eigvalsh(a_II).mean() * torch.eye(len(a_II))
+        held_II = a_II + noise_II + firm * d_II
+        parts.append((weight.flatten(1) @ a_II @ torch.linalg.inv(held_II)).view(weight.shape))
+    return torch.cat(parts)
+
+
+@given(convolutions(), st.floats(0.01, 10), st.floats(0.01, 10))
+@settings(deadline=None, max_examples=30)
+def test_decay_against_a_displacement_is_the_closed_minimum(case, strength, firm):
+    layer, x = case
+    moved = x + torch.randn_like(x)
+    expected, model = closed_against(layer, x, moved, strength, firm), with_head(layer, x)
+    moments, spread = input_moments(model, x), displacement_moments(model, x, moved)
+    decay(model, moments, strength, spread, firm)
+    loose = {"rtol": 1e-3, "atol": 1e-5, "check_dtype": False}
+    torch.testing.assert_close(layer.weight.detach(), expected, **loose)
+
+
+@pytest.mark.parametrize("firm", [0.1, 5.0])
+def test_the_objective_with_the_displacement_is_stationary_there(firm):
+    """d/dW of tr (W - W0) A (W - W0)^T + lambda tr W W^T + mu tr W D W^T, by autograd."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(6, 4).double(), torch.randn(20, 6, dtype=torch.float64)
+    a_GII, d_GII = moment(layer, x), moment(layer, torch.randn(3, 6, dtype=torch.float64))
+    start, model = layer.weight.detach().clone(), with_head(layer, x)
+    added = 0.2 * a_GII[0].trace() / 6
+
+    def gradient(weight):
+        weight = weight.detach().clone().requires_grad_()
+        away = weight - start
+        loss = (away @ a_GII[0] @ away.T).trace() + added * (weight @ weight.T).trace()
+        loss = loss + firm * (weight @ d_GII[0] @ weight.T).trace()
+        return torch.autograd.grad(loss, weight)[0].norm()
+
+    decay(model, {"0": a_GII}, 0.2, {"0": d_GII}, firm)
+    assert gradient(layer.weight) < 1e-12 * gradient(start)
+    assert gradient(layer.weight * 1.01) > 1e-3 * gradient(start)
+
+
+@pytest.mark.parametrize("how", ["not firm", "nothing displaced", "nothing moved"])
+def test_without_a_displacement_it_is_the_plain_decay(how):
+    plain, (x, moved) = mixed(), displaced()
+    other, moments = copy.deepcopy(plain), input_moments(plain, x)
+    spread = displacement_moments(plain, x, x if how == "nothing moved" else moved)
+    decay(plain, moments, 0.1)
+    more = {"not firm": (spread, 0.0), "nothing displaced": (None, 3.0)}
+    decay(other, moments, 0.1, *more.get(how, (spread, 3.0)))
+    for key, value in plain.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key])
+    firm = mixed()
+    decay(firm, moments, 0.1, displacement_moments(firm, x, moved), 3.0)
+    assert not torch.equal(firm[0].weight, plain[0].weight)
+
+
+def test_the_weight_loses_the_displaced_direction_and_keeps_the_others():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(3, 4), torch.randn(2000, 3)
+    start, model = layer.weight.detach().clone(), with_head(layer, x)
+    moved = x + torch.tensor([0.0, 10.0, 0.0])
+    decay(model, input_moments(model, x), 1e-6, displacement_moments(model, x, moved), firm=1)
+    torch.testing.assert_close(layer.weight[:, 1], start[:, 1] / 101, rtol=0.2, atol=0.01)
+    torch.testing.assert_close(layer.weight[:, [0, 2]], start[:, [0, 2]], rtol=0.05, atol=0.05)
+
+
+def test_where_clean_images_never_come_nothing_is_kept_whatever_is_displaced():
+    layer, x = nn.Conv2d(2, 3, 3, padding=1), torch.zeros(4, 2, 6, 6)
+    model = with_head(layer, x)
+    spread = displacement_moments(model, x, torch.ones_like(x))
+    decay(model, input_moments(model, x), 0.1, spread, firm=2)
+    assert torch.all(layer.weight == 0)

@@ -154,7 +154,7 @@ def test_norm_layers_are_those_with_a_scale_and_statistics_of_their_own():
     ]
     assert norm_layers(nn.Sequential(*others, *counted)) == counted
     model = tiny_model()
-    assert norm_layers(model) == batch_norms(model)
+    assert norm_layers(model) == list(batch_norms(model).values())
 
 
 def test_batch_statistics_and_token_heads_are_refused():

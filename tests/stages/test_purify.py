@@ -198,7 +198,7 @@ def test_where_no_model_along_the_way_passes_the_victim_comes_back(workplace, de
 def test_a_snapshot_with_infinite_weights_is_never_stepped_back_to(workplace, defend):
     def overshoot(model, clean):
         """Step 1 is the victim with a broken buffer, which costs it little ACC."""
-        norm, layer = batch_norms(model)[0], head(model)
+        norm, layer = next(iter(batch_norms(model).values())), head(model)
         norm.running_var[0] = torch.inf
         trail.mark(model, 1, 2)
         norm.running_var[0] = 1
@@ -270,7 +270,7 @@ def test_weights_that_are_not_finite_are_refused_with_a_remedy(workplace):
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
 def test_buffers_that_are_not_finite_are_refused(workplace, defend, value):
     def corrupt(model, clean):
-        batch_norms(model)[0].running_var[0] = value
+        next(iter(batch_norms(model).values())).running_var[0] = value
         return Purified(model, 0, 0)
 
     defend(corrupt)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ngf import plugins
+from ngf import params, plugins
 from ngf.errors import InputError
 
 CHUNK = 4096
@@ -77,8 +77,7 @@ class Poison:
     release: str = "trained"
 
     def __post_init__(self) -> None:
-        if self.release not in RELEASES:
-            raise InputError(f"unknown release '{self.release}': there is {', '.join(RELEASES)}")
+        params.one_of(RELEASES, release=self.release)
 
 
 def dirty_label(

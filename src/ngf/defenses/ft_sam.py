@@ -106,7 +106,7 @@ def perturbed(parameters: Iterable[nn.Parameter], rho: float) -> Iterator[None]:
 @contextlib.contextmanager
 def statistics_held(model: nn.Module) -> Iterator[None]:
     """Inside, batch norm in train mode uses the batch's statistics and remembers none of them."""
-    norms = batch_norms(model)
+    norms = list(batch_norms(model).values())
     for norm in norms:
         norm.track_running_stats = False
     try:

@@ -1,21 +1,23 @@
 """NGF (Karim et al. 2023, arXiv 2306.17441): natural gradient, few parameters, a Fisher anchor.
 
 The paper tunes the classifier alone on clean images. That does not purify (docs/method.md), so this
-defense uses the paper's means in three moves:
+defense uses the paper's means in four moves:
 
 1. Sieve. Closed filters let through only what clean images use, as strongly as the loss on them
    allows. A copy is filtered without that care.
-2. Expose. Find what misleads the model but not its copy.
-3. Unlearn. Natural gradient on batch norms and head, with the Fisher-weighted anchor, on clean
-   images and on some of them under what was found; on the more, the surer it is a backdoor.
+2. Suspect. Find the class that the model, and not its copy, is drawn to more than to any other.
+3. Sieve again, against what draws the images to that class.
+4. Recover. Natural gradient on batch norms and head, with the Fisher-weighted anchor, on clean
+   images and on some of them under what was found.
 
 It makes use of what batch norm remembers of triggered images, does not need it, and works without
-batch norm, tuning the head alone after the sieve.
+batch norm, tuning the head alone in the end.
 """
 
 import contextlib
 import copy
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -24,12 +26,14 @@ from torch.nn.functional import one_hot
 from ngf import params
 from ngf.defenses import Clean, Purified
 from ngf.device import autocast
-from ngf.exposure import Exposed, expose
+from ngf.exposure import moves_to, suspect
 from ngf.fisher.natural import Rule, Show, descend
 from ngf.models import Classifier
 from ngf.progress import track
-from ngf.sieve import observe, sieve, sieve_within
+from ngf.sieve import observe, sieve, sieve_against, sieve_within
 from ngf.training import Batch, Batches
+
+SLIGHT = 0.003  # lambda beside mu: keeps the second sieve's inverse well-posed
 
 
 def purify(
@@ -40,15 +44,15 @@ def purify(
     damp: float,
     budget: float,
     strong: float,
-    moves: int,
     search: int,
+    least_gap: float,
+    firm: float,
+    mild: float,
+    unsuspected: float,
+    moves: int,
     radius: float,
     reach: float,
     share: float,
-    least_misled: float,
-    least_evidence: float,
-    when_evident: float,
-    when_neither: float,
     trust: float,
     views: int,
     steps: int,
@@ -61,112 +65,114 @@ def purify(
     shift: int,
     seed: int,
 ) -> Purified:
-    """Purify in three moves: sieve, expose, unlearn.
+    """Purify in four moves: sieve, suspect, sieve again, recover.
 
     Args:
         weak, damp, budget: see `ngf.sieve.sieve_within`.
         strong: the copy's `weak`, without a budget.
-        moves, search, radius: see `ngf.exposure.expose`; `search` are its steps.
-        reach: images are moved by up to `reach` times what was found.
-        share: of a batch's images, shown a second time under a move.
-        least_misled, least_evidence: from here on a suspicion counts, see the notes.
-        when_evident: with evidence the sieve saw the backdoor and has most of it: reach and share
-            become this share of themselves, or the share `misled` where that is more. So they do
-            without batch norm, which has no evidence to give.
-        when_neither: where nothing speaks, the model is benign or its backdoor hides: share becomes
-            this share of itself; 0 leaves a benign model alone.
+        search: steps of each search for displacements, see `ngf.exposure`.
+        least_gap: a class is suspected that draws images by so much more than the next one.
+        firm, mild, unsuspected: mu of the second sieve, against a suspected class that draws as
+            before after the first (`Suspicion.left` 1), against one that does not any more (0;
+            between them geometrically), and against the most suspicious class where none is
+            suspected. 0 leaves the second sieve out.
+        moves, radius: how many displacements stand for the class's backdoor, and their largest
+            root mean square, in pixel values of [0, 1].
+        reach: images are moved by up to `reach` times such a displacement.
+        share: of a batch's images, shown a second time when moved, in the last move; times `left`.
         trust: weight of the victim's answer to the clean image beside the label, in [0, 1].
         views: augmented passes over the clean split for the sieve and for the Fisher.
         steps, batch_size: natural-gradient steps and the clean images of each.
         layers, fisher, lr, eta, damping: see `ngf.fisher.natural.Rule`.
         shift: pixels of random translation in every view.
 
-    Notes: `strength` of the sieve; two suspicions, `evidence` (what batch norm remembers beyond
-    clean images, see `ngf.sieve`) and `misled` (see `ngf.exposure`); `suspected_target`, the class
-    that images are drawn to, or -1.
+    Notes: `strength` of the sieve; `evidence`, what batch norm remembers beyond clean images (see
+    `ngf.sieve`); `gap` of the most suspicious class (see `ngf.exposure`); `suspected_target`, that
+    class, or -1 where the gap is too small; `firmness`, the mu that was taken.
     """
     params.at_least(1, views=views, moves=moves, search=search)
     params.at_least(0, steps=steps, weak=weak, damp=damp, budget=budget, strong=strong, reach=reach)
+    params.at_least(0, firm=firm, mild=mild, unsuspected=unsuspected)
     params.within("radius", radius, 1e-6, 1)
-    parts = {"when_evident": when_evident, "when_neither": when_neither}
-    for name, part in {**parts, "share": share, "trust": trust}.items():
-        params.within(name, part, 0, 1)
+    params.within("share", share, 0, 1)
+    params.within("trust", trust, 0, 1)
     rule = Rule(lr, eta, damping, fisher, layers)
-    device = clean.y_N.device
-    batches = Batches(
-        clean.x_NHWC, clean.y_N, size=batch_size, shift=shift, flip=clean.flip, seed=seed
-    )
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(clean.y_N.device).manual_seed(seed)
+
+    seeds = itertools.count(seed)
+
+    def batches(size: int) -> Batches:
+        """Other views at each call: what was found on some is measured on others."""
+        return Batches(
+            clean.x_NHWC, clean.y_N, size=size, shift=shift, flip=clean.flip, seed=next(seeds)
+        )
+
+    def draw(size: int, count: int) -> Iterable[Batch]:
+        return track(batches(size).take(count), "search", count)
 
     victim = copy.deepcopy(model.eval())
-    count = views * batches.per_epoch
-    x_NCHW, y_N = map(torch.cat, zip(*track(batches.take(count), "sieve", count), strict=True))
-    seen = observe(victim, x_NCHW, _answers(victim, (x_NCHW, y_N), trust))
+    own = batches(batch_size)
+    count = views * own.per_epoch
+    x_NCHW, y_N = map(torch.cat, zip(*track(own.take(count), "sieve", count), strict=True))
+    target_NK = _answers(victim, (x_NCHW, y_N), trust)
+    seen = observe(victim, x_NCHW, target_NK)
     sieved, strength = sieve_within(victim, seen, weak=weak, damp=damp, budget=budget)
     model.load_state_dict(sieved.state_dict())  # tune what was given: a trail of it may be recorded
     strict = copy.deepcopy(victim)
     sieve(strict, seen, weak=strong, damp=damp)
-    found = expose(
-        # What the sieve already took cannot be exposed in the model any more.
-        [victim, model],
-        strict,
-        track(batches.take(search), "expose", search),
-        moves=moves,
-        steps=search,
-        radius=radius,
-        device=device,
-    )
-    exposed = found.misled >= least_misled
-    if seen.evidence >= least_evidence or not seen.excess:
-        part = max(when_evident, found.misled)
-        reach, share = part * reach, part * share
-    elif not exposed:
-        share = when_neither * share
-    tuned = descend(
-        model,
-        batches,
-        steps=steps,
-        views=views,
-        rule=rule,
-        generator=generator,
-        show=_shown(victim, trust, found, reach, share, generator),
-    )
-    target = -1 if found.target is None or not exposed else found.target
+
+    found = suspect(victim, sieved, strict, draw, classes=target_NK.shape[1], steps=search)
+    suspected = found.gap >= least_gap
+    firmness = firm**found.left * mild ** (1 - found.left) if suspected else unsuspected
+    show = _shown(victim, trust)
+    if firmness:
+        moves_MCHW = moves_to(sieved, found.target, draw, moves=moves, radius=radius, steps=search)
+        move = _mover(moves_MCHW, reach, generator)
+        sieve_against(model, seen, move(x_NCHW), weak=SLIGHT, firm=firmness)
+        show = _shown(victim, trust, move, found.left * share)
+    tuned = descend(model, own, steps=steps, views=views, rule=rule, generator=generator, show=show)
     notes = {
         "strength": strength,
         "evidence": seen.evidence,
-        "misled": found.misled,
-        "suspected_target": target,
+        "gap": found.gap,
+        "suspected_target": found.target if suspected else -1,
+        "firmness": firmness,
     }
     return Purified(model, tuned, steps, notes)
 
 
-def _shown(
-    victim: Classifier,
-    trust: float,
-    found: Exposed,
-    reach: float,
-    share: float,
-    generator: torch.Generator,
-) -> Show:
-    """Shows a batch as it is, then the first `share` of it under parts of the moves.
+Move = Callable[[Tensor], Tensor]
 
-    A moved image keeps the answer to the image as it was.
-    """
+
+def _mover(moves_MCHW: Tensor, reach: float, generator: torch.Generator) -> Move:
+    """Moves each image along one of the displacements, by up to `reach` times its length."""
 
     def draw(count: int) -> Tensor:
         return torch.rand(count, generator=generator, device=generator.device)
+
+    def move(x_NCHW: Tensor) -> Tensor:
+        which_N = (draw(len(x_NCHW)) * len(moves_MCHW)).long()
+        length_N = reach * draw(len(x_NCHW))
+        return (x_NCHW + length_N[:, None, None, None] * moves_MCHW[which_N]).clamp(0, 1)
+
+    return move
+
+
+def _shown(victim: Classifier, trust: float, move: Move | None = None, share: float = 0.0) -> Show:
+    """Shows a batch as it is, then the first `share` of it moved.
+
+    A moved image keeps the answer to the image as it was.
+    """
 
     @contextlib.contextmanager
     def show(batch: Batch) -> Iterator[Batch]:
         x_NCHW, y_N = batch
         p_NK = _answers(victim, batch, trust)
         count = round(share * len(y_N))
-        which_N = (draw(count) * len(found.moves_MCHW)).long()
-        length_N = reach * draw(count)
-        move_NCHW = length_N[:, None, None, None] * found.moves_MCHW[which_N]
-        moved_NCHW = (x_NCHW[:count] + move_NCHW).clamp(0, 1)
-        yield torch.cat([x_NCHW, moved_NCHW]), torch.cat([p_NK, p_NK[:count]])
+        if move is None or count == 0:
+            yield x_NCHW, p_NK
+        else:
+            yield torch.cat([x_NCHW, move(x_NCHW[:count])]), torch.cat([p_NK, p_NK[:count]])
 
     return show
 

@@ -10,16 +10,22 @@ which is the natural-gradient step -(A + lambda I)^-1 lambda W0 from the victim.
 clean images fill, a >> lambda, keeps its weight; one that they leave empty loses it. There is where
 a backdoor listens. The output factor is left out: weighted by it the step spares the backdoor,
 whose outputs matter to the loss as much as any other's (docs/method.md).
+
+Where it is known what shall not pass, the noise need not be white. With D the second moment of what
+a displacement of the images adds to the layer's inputs, the penalty mu tr W D W^T makes it
+
+    W = W0 A (A + lambda I + mu D)^-1
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from ngf.device import autocast
+from ngf.hooks import at_inputs
 from ngf.models import head
 
 Layer = nn.Conv2d | nn.Linear
@@ -32,53 +38,72 @@ def input_moments(model: nn.Module, x_NCHW: Tensor) -> dict[str, Tensor]:
 
     The model must be in evaluation mode; it is left as it is.
     """
-    last = head(model)
     found: dict[str, Tensor] = {}
 
-    def listen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
-            assert isinstance(layer, Layer)
-            found[name] = input_moment(layer, args[0])
+    def look(name: str, layer: Layer, u: Tensor) -> None:
+        found[name] = input_moment(layer, u)
 
-        return hook
-
-    hooks = [
-        layer.register_forward_pre_hook(listen(name))
-        for name, layer in model.named_modules()
-        if isinstance(layer, Layer) and layer is not last
-    ]
-    try:
-        with autocast(x_NCHW.device):
-            model(x_NCHW)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with at_inputs(filtered_layers(model), look), autocast(x_NCHW.device):
+        model(x_NCHW)
     return found
 
 
 @torch.no_grad()
-def decay(model: nn.Module, moments: Mapping[str, Tensor], strength: float) -> None:
-    """W <- W A (A + lambda I)^-1 in place, for every layer that has a moment.
+def displacement_moments(model: nn.Module, x_NCHW: Tensor, moved_NCHW: Tensor) -> dict[str, Tensor]:
+    """D of every layer but the head: the moments of what the displacement adds to its inputs."""
+    assert x_NCHW.shape == moved_NCHW.shape, "every image is moved"
+    found: dict[str, Tensor] = {}
+
+    def look(name: str, layer: Layer, u: Tensor) -> None:
+        before, after = u.float().chunk(2)
+        found[name] = input_moment(layer, after - before)
+
+    with at_inputs(filtered_layers(model), look), autocast(x_NCHW.device):
+        model(torch.cat([x_NCHW, moved_NCHW]))
+    return found
+
+
+def filtered_layers(model: nn.Module) -> dict[str, Layer]:
+    """Convolutions and linear layers but the head, by name."""
+    last = head(model)
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, Layer) and layer is not last
+    }
+
+
+@torch.no_grad()
+def decay(
+    model: nn.Module,
+    moments: Mapping[str, Tensor],
+    strength: float,
+    displaced: Mapping[str, Tensor] | None = None,
+    firm: float = 0.0,
+) -> None:
+    """W <- W A (A + lambda I + mu D)^-1 in place, for every layer that has a moment.
 
     Args:
         moments: from `input_moments`, {layer's name: A [groups, I, I]}.
         strength: lambda in units of A's mean eigenvalue, above 0.
+        displaced: from `displacement_moments`, D; none of it by default. firm: mu.
     """
     for name, moment_GII in moments.items():
         layer = model.get_submodule(name)
         assert isinstance(layer, Layer)
-        _shrink(layer, moment_GII, strength)
+        noise_GII = 0 if displaced is None else firm * displaced[name]
+        _shrink(layer, moment_GII, strength, noise_GII)
 
 
-def _shrink(layer: Layer, moment_GII: Tensor, strength: float) -> None:
+def _shrink(layer: Layer, moment_GII: Tensor, strength: float, noise_GII: Tensor | float) -> None:
     size = moment_GII.shape[-1]
     weight_GOI = layer.weight.double().reshape(len(moment_GII), -1, size)
     mean_G = moment_GII.diagonal(dim1=1, dim2=2).mean(1)
     # A layer that clean images never reach has no scale of its own, and nothing to keep.
     added_G = (strength * mean_G).clamp_min(torch.finfo(torch.float32).tiny)
     eye_II = torch.eye(size, dtype=torch.float64, device=moment_GII.device)
-    held_GIO = moment_GII @ weight_GOI.mT
-    small_GIO = torch.linalg.solve(moment_GII + added_G[:, None, None] * eye_II, held_GIO)
+    blurred_GII = moment_GII + noise_GII + added_G[:, None, None] * eye_II
+    small_GIO = torch.linalg.solve(blurred_GII, moment_GII @ weight_GOI.mT)
     layer.weight.copy_(small_GIO.mT.reshape(layer.weight.shape))
 
 

@@ -28,7 +28,7 @@ def tuned_parameters(model: nn.Module, layers: str = LAYERS[0]) -> dict[str, nn.
     Group norms are left out: torch 2.13 has no forward-mode derivative of theirs for channels-last
     images, and its backward pass crashes on the CPU where the norm's input needs no gradient.
     """
-    modules: list[nn.Module] = [] if layers == "head" else [*batch_norms(model)]
+    modules: list[nn.Module] = [] if layers == "head" else [*batch_norms(model).values()]
     modules += [] if layers == "norms" else [head(model)]
     wanted = {id(p) for module in modules for p in module.parameters()}
     return {name: p for name, p in model.named_parameters() if id(p) in wanted}

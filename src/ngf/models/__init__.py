@@ -63,10 +63,13 @@ def head(model: nn.Module) -> nn.Linear:
     return linear[-1]
 
 
-def batch_norms(model: nn.Module) -> list[nn.BatchNorm2d]:
-    """The batch-norm layers that keep running statistics, in the order of registration."""
-    found = (module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
-    return [norm for norm in found if norm.track_running_stats]
+def batch_norms(model: nn.Module) -> dict[str, nn.BatchNorm2d]:
+    """The batch-norm layers that keep running statistics, by name, in the order of registration."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats
+    }
 
 
 def norm_layers(model: nn.Module) -> list[Norm]:
