@@ -435,9 +435,11 @@ def test_where_nothing_is_suspected_nothing_is_moved(run, suspected, displays):
 
 
 def test_tuning_gets_the_sieved_model_and_the_rule(run, displays):
-    purified = run(fisher="identity", layers="head", lr=0.2, eta=0.3, damping=0.4, views=2)
+    purified = run(
+        fisher="identity", layers="head", lr=0.2, eta=0.3, damping=0.4, damping_last=0.5, views=2
+    )
     assert displays["model"] is purified.model
-    assert displays["rule"] == Rule(0.2, 0.3, 0.4, "identity", "head")
+    assert displays["rule"] == Rule(0.2, 0.3, 0.4, "identity", "head", 0.5)
     assert displays["views"] == 2
 
 
@@ -551,6 +553,7 @@ def test_moved_pixels_stay_pixels(move, bound):
         ({"lr": 1.5}, "lr must lie between 0 and 1, got 1.5"),
         ({"eta": -1.0}, "eta must be at least 0, got -1"),
         ({"damping": -1.0}, "damping must be at least 0, got -1"),
+        ({"damping_last": -1.0}, "damping_last must be at least 0, got -1"),
     ],
 )
 def test_numbers_that_cannot_be_are_said(run, change, said):

@@ -115,6 +115,22 @@ def test_it_descends_over_four_decades_of_damping(damping, monkeypatch):
     assert after < before
 
 
+def test_the_damping_moves_to_its_last_value():
+    rule = natural.Rule(lr=0.5, eta=0.0, damping=0.1, damping_last=0.4)
+    assert [rule.damping_at(step, 4) for step in range(4)] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert rule.damping_at(0, 1) == 0.1
+    assert natural.Rule(lr=0.5, eta=0.0, damping=0.1).damping_at(3, 4) == 0.1
+
+
+def test_each_step_has_the_damping_of_its_turn(full_precision):
+    """With one step the last value says nothing; with two it is the second step's."""
+    one, two = ({"damping": 0.1, "damping_last": last, "steps": 1} for last in (0.1, 50.0))
+    assert torch.equal(descend(tiny_model(), **one), descend(tiny_model(), **two))
+    kept, moved = ({**rule, "steps": 2} for rule in (one, two))
+    assert torch.equal(descend(tiny_model(), **kept), descend(tiny_model(), damping=0.1, steps=2))
+    assert not torch.allclose(descend(tiny_model(), **kept), descend(tiny_model(), **moved))
+
+
 def test_a_singular_fisher_is_said(monkeypatch):
     model = tiny_model()
     with torch.no_grad():  # answers are certain: no label but one can be drawn, F vanishes

@@ -62,6 +62,7 @@ def purify(
     lr: float,
     eta: float,
     damping: float,
+    damping_last: float,
     shift: int,
     seed: int,
 ) -> Purified:
@@ -83,7 +84,7 @@ def purify(
         trust: weight of the victim's answer to the clean image beside the label, in [0, 1].
         views: augmented passes over the clean split for the sieve and for the Fisher.
         steps, batch_size: natural-gradient steps and the clean images of each.
-        layers, fisher, lr, eta, damping: see `ngf.fisher.natural.Rule`.
+        layers, fisher, lr, eta, damping, damping_last: see `ngf.fisher.natural.Rule`.
         shift: pixels of random translation in every view.
 
     Notes: `strength` of the sieve; `evidence`, what batch norm remembers beyond clean images (see
@@ -96,7 +97,7 @@ def purify(
     params.within("radius", radius, 1e-6, 1)
     params.within("share", share, 0, 1)
     params.within("trust", trust, 0, 1)
-    rule = Rule(lr, eta, damping, fisher, layers)
+    rule = Rule(lr, eta, damping, fisher, layers, damping_last)
     generator = torch.Generator(clean.y_N.device).manual_seed(seed)
 
     seeds = itertools.count(seed)

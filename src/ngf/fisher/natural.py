@@ -45,7 +45,8 @@ class Rule:
 
     damping: in units of the mean entry of F. fisher: "diagonal", or "identity" for F's mean entry
     everywhere, which makes the direction that of plain gradient descent. layers: what is tuned,
-    one of `ngf.fisher.diagonal.LAYERS`.
+    one of `ngf.fisher.diagonal.LAYERS`. damping_last: the damping of the last step, reached
+    linearly; None keeps it as it is.
     """
 
     lr: float
@@ -53,10 +54,18 @@ class Rule:
     damping: float
     fisher: str = "diagonal"
     layers: str = LAYERS[0]
+    damping_last: float | None = None
+
+    def damping_at(self, step: int, steps: int) -> float:
+        if self.damping_last is None or steps < 2:
+            return self.damping
+        return self.damping + (self.damping_last - self.damping) * step / (steps - 1)
 
     def __post_init__(self) -> None:
         params.within("lr", self.lr, 0, 1)
         params.at_least(0, eta=self.eta, damping=self.damping)
+        if self.damping_last is not None:
+            params.at_least(0, damping_last=self.damping_last)
         params.one_of(("diagonal", "identity"), fisher=self.fisher)
         params.one_of(LAYERS, layers=self.layers)
 
@@ -91,11 +100,11 @@ def descend(
     mean = torch.cat([square.flatten() for square in fisher.values()]).mean()
     if rule.fisher == "identity":
         fisher = {name: mean.expand_as(square) for name, square in fisher.items()}
-    floor = rule.damping * mean
     pull = {name: rule.eta * square for name, square in fisher.items()}
-    held = {name: square + floor for name, square in pull.items()}
     longest = RADIUS * _dot(start, start).sqrt()
     for step, batch in enumerate(track(batches.take(steps), "natural gradient", steps)):
+        damping = rule.damping_at(step, steps)
+        held = {name: square + damping * mean for name, square in pull.items()}
         with show(batch) as shown:
             gradient = _gradient(model, parameters, shown)
             with torch.no_grad():
@@ -106,7 +115,7 @@ def descend(
         if not torch.isfinite(size):
             raise InputError(
                 f"natural gradient: step {step} is not finite: the Fisher is singular or images "
-                f"were moved too far; raise the damping (now {rule.damping:g}) or lower the reach"
+                f"were moved too far; raise the damping (now {damping:g}) or lower the reach"
             )
         scale = rule.lr * (longest / size).clamp_max(1)
         with torch.no_grad():
