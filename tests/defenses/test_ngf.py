@@ -336,15 +336,18 @@ def test_notes_say_what_was_found_and_done(run, kind):
 @pytest.mark.parametrize(
     ("gap", "left", "target", "firmness"),
     [
-        (0.5, 1.0, 2, 0.16),
+        (0.9, 1.0, 2, 0.16),
+        (0.8, 1.0, 2, 0.16),
+        (0.8, 0.5, 2, 0.08),
+        (0.4, 1.0, 2, 0.08),
+        (0.4, 0.5, 2, 0.04 * 2**0.5),
         (0.4, 0.0, 2, 0.04),
-        (0.4, 0.5, 2, 0.08),
         (0.39, 1.0, -1, 0.02),
     ],
 )
 def test_firmness_follows_the_suspicion(run, suspected, gap, left, target, firmness):
     suspected(gap, left, target=2)
-    numbers = {"least_gap": 0.4, "firm": 0.16, "mild": 0.04, "unsuspected": 0.02}
+    numbers = {"least_gap": 0.4, "sure_gap": 0.8, "firm": 0.16, "mild": 0.04, "unsuspected": 0.02}
     notes = run(**numbers, steps=0).notes
     assert (notes["gap"], notes["suspected_target"]) == (gap, target)
     assert notes["firmness"] == pytest.approx(firmness)
@@ -539,6 +542,7 @@ def test_moved_pixels_stay_pixels(move, bound):
         ({"strong": -1.0}, "strong must be at least 0, got -1"),
         ({"reach": -1.0}, "reach must be at least 0, got -1"),
         ({"steps": -1}, "steps must be at least 0, got -1"),
+        ({"sure_gap": 0.0}, "sure_gap must lie between 1e-06 and 1, got 0"),
         ({"radius": 0.0}, "radius must lie between 1e-06 and 1, got 0"),
         ({"share": 1.5}, "share must lie between 0 and 1, got 1.5"),
         ({"share": -0.5}, "share must lie between 0 and 1, got -0.5"),

@@ -46,6 +46,7 @@ def purify(
     strong: float,
     search: int,
     least_gap: float,
+    sure_gap: float,
     firm: float,
     mild: float,
     unsuspected: float,
@@ -73,14 +74,16 @@ def purify(
         strong: the copy's `weak`, without a budget.
         search: steps of each search for displacements, see `ngf.exposure`.
         least_gap: a class is suspected that draws images by so much more than the next one.
-        firm, mild, unsuspected: mu of the second sieve, against a suspected class that draws as
-            before after the first (`Suspicion.left` 1), against one that does not any more (0;
-            between them geometrically), and against the most suspicious class where none is
-            suspected. 0 leaves the second sieve out.
+        sure_gap: from here on without doubt.
+        firm, mild, unsuspected: mu of the second sieve, against a class that is suspected without
+            doubt and draws as before after the first (`Suspicion.left` 1), against one in doubt or
+            that draws no more (between them geometrically, by the product of both), and against
+            the most suspicious class where none is suspected. 0 leaves the second sieve out.
         moves, radius: how many displacements stand for the class's backdoor, and their largest
             root mean square, in pixel values of [0, 1].
         reach: images are moved by up to `reach` times such a displacement.
-        share: of a batch's images, shown a second time when moved, in the last move; times `left`.
+        share: of a batch's images, shown a second time when moved, in the last move; times that
+            product.
         trust: weight of the victim's answer to the clean image beside the label, in [0, 1].
         views: augmented passes over the clean split for the sieve and for the Fisher.
         steps, batch_size: natural-gradient steps and the clean images of each.
@@ -95,6 +98,7 @@ def purify(
     params.at_least(0, steps=steps, weak=weak, damp=damp, budget=budget, strong=strong, reach=reach)
     params.at_least(0, firm=firm, mild=mild, unsuspected=unsuspected)
     params.within("radius", radius, 1e-6, 1)
+    params.within("sure_gap", sure_gap, 1e-6, 1)
     params.within("share", share, 0, 1)
     params.within("trust", trust, 0, 1)
     rule = Rule(lr, eta, damping, fisher, layers, damping_last)
@@ -124,13 +128,14 @@ def purify(
 
     found = suspect(victim, sieved, strict, draw, classes=target_NK.shape[1], steps=search)
     suspected = found.gap >= least_gap
-    firmness = firm**found.left * mild ** (1 - found.left) if suspected else unsuspected
+    part = found.left * min(1.0, found.gap / sure_gap)
+    firmness = firm**part * mild ** (1 - part) if suspected else unsuspected
     show = _shown(victim, trust)
     if firmness:
         moves_MCHW = moves_to(sieved, found.target, draw, moves=moves, radius=radius, steps=search)
         move = _mover(moves_MCHW, reach, generator)
         sieve_against(model, seen, move(x_NCHW), weak=SLIGHT, firm=firmness)
-        show = _shown(victim, trust, move, found.left * share)
+        show = _shown(victim, trust, move, part * share)
     tuned = descend(model, own, steps=steps, views=views, rule=rule, generator=generator, show=show)
     notes = {
         "strength": strength,
