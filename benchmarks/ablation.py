@@ -61,7 +61,6 @@ SETS: dict[str, Sequence[Cell]] = {
         Cell("all, anchor 0", "ngf", {"eta": 0.0}),
         Cell("all, gradient descent (fisher identity)", "ngf", {"fisher": "identity"}),
     ],
-    "distrust": [Cell("ngf, unsuspected 0.01", "ngf", {"unsuspected": 0.01})],
     "fisher": [
         Cell(f"strict, recalibrated, {fisher}", "ngf_strict",
              {"recalibrate": True, "fisher": fisher})

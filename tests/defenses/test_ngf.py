@@ -118,7 +118,7 @@ def test_without_weak_and_damp_norm_statistics_do_not_change_either(run):
 
 
 def test_without_sieve_and_steps_nothing_changes(run):
-    assert not changed(run(**{**NO_SIEVE, **SIEVE_ALONE}))
+    assert not changed(run(**NO_SIEVE | SIEVE_ALONE))
 
 
 def test_without_steps_the_model_is_sieved_alone(run):
