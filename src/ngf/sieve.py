@@ -16,6 +16,9 @@ KL(victim || sieved), the ball that natural gradient measures. Without batch nor
 filter, and lambda = s weak. The statistics of batch norm are not computed anew: that would amplify
 what they hold small. They follow the filters by as much as the clean images' own means and
 variances change.
+
+Where it is known what shall not pass, `sieve_against` filters once more: the noise is then what
+displaced images add to each layer's inputs.
 """
 
 from __future__ import annotations

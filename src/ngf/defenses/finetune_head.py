@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from ngf import params, trail
 from ngf.defenses import Clean, Purified
 from ngf.device import autocast
+from ngf.hooks import at_inputs
 from ngf.models import Classifier, head
 from ngf.progress import track
 from ngf.training import augment, pixels
@@ -81,15 +82,14 @@ def view_features(
     how many images go through the network at once.
     """
     seen: list[Tensor] = []
-    hook = layer.register_forward_pre_hook(
-        lambda _, args: seen.append(args[0].to(layer.weight.dtype))
-    )
-    try:
+
+    def keep(_: str, head: nn.Linear, h_ND: Tensor) -> None:
+        seen.append(h_ND.to(head.weight.dtype))
+
+    with at_inputs({"head": layer}, keep):
         for _ in track(range(views), "features of the views", views):
             x_NHWC = augment(clean.x_NHWC, shift=shift, flip=clean.flip, generator=generator)
             for x_BHWC in x_NHWC.split(size):
                 with autocast(x_BHWC.device):
                     model(pixels(x_BHWC))
-    finally:
-        hook.remove()
     return torch.cat(seen).unflatten(0, (views, len(clean.y_N)))

@@ -33,6 +33,8 @@ from ngf.progress import track
 from ngf.sieve import observe, sieve, sieve_against, sieve_within
 from ngf.training import Batch, Batches
 
+Move = Callable[[Tensor], Tensor]  # displaces images [N, C, H, W]
+
 SLIGHT = 0.003  # lambda beside mu: keeps the second sieve's inverse well-posed
 
 
@@ -145,9 +147,6 @@ def purify(
         "firmness": firmness,
     }
     return Purified(model, tuned, steps, notes)
-
-
-Move = Callable[[Tensor], Tensor]
 
 
 def _mover(moves_MCHW: Tensor, reach: float, generator: torch.Generator) -> Move:
