@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ngf import device, exposure
-from ngf.exposure import RADII, RATE, Suspicion, moves_to, suspect
+from ngf.exposure import FIRST, RADII, Suspicion, moves_to, suspect
 
 CLASSES, SIDE, TARGET = 3, 4, 2
 # Pixel k is bright where the class is k; no class has anything to do with the pixels behind.
@@ -146,7 +146,7 @@ def test_it_asks_for_so_many_images_as_its_displacements_need():
     found(backdoored(), steps=5, draw=draw)
     pairs = len(RADII) * CLASSES  # as many classes as the shortlist is long
     once, again = exposure.PER * pairs, exposure.PER * pairs * exposure.REPEATS
-    assert draw.asked == [(once, 2), (once, 1), (again, 5), (again, 1)]
+    assert draw.asked == [(once, 2), (once, 2), (again, 5), (again, 5)]
 
 
 def test_only_the_first_classes_are_drawn_again(monkeypatch):
@@ -243,7 +243,7 @@ def test_a_sieved_model_that_nothing_draws_has_nothing_left(monkeypatch):
 def displaced(targets, size: int, moved_before: int = 0):
     """A search whose displacements are random, and a batch that it is asked about."""
     torch.manual_seed(0)
-    search, images = exposure._Search([(1.0, target) for target in targets]), Images()
+    search, images = exposure._Search([(1.0, target) for target in targets], steps=1), Images()
     for x_NCHW, _ in images(moved_before, 1):
         search.moved(x_NCHW)
     with torch.no_grad():
@@ -301,7 +301,7 @@ def test_draws_are_means_over_the_batches_after_the_search(monkeypatch):
     monkeypatch.setattr(exposure, "_Search", keeping(exposure._Search, kept))
     draw = Images()
     got_2M = exposure._draws(models, draw, [(0.05, target) for target in targets], 9)
-    assert draw.asked == [(24, 9), (24, 3)]
+    assert draw.asked == [(24, 9), (24, 9)]
     parts = [
         drawn(models, targets, kept[0].moves_MCHW.detach(), batch, 0) for batch in draw.given[9:]
     ]
@@ -408,12 +408,11 @@ def test_displaced_images_stay_images():
     assert torch.equal(moved_NCHW, (x_NCHW + moves_NCHW).clamp(0, 1))
 
 
-def steepest(loss, move) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step of Adam from zero, RATE against the sign, and where that sign is certain."""
+def steepest(loss: torch.Tensor, move: torch.Tensor, radius: float) -> torch.Tensor:
+    """One step from zero, against the gradient, FIRST radii of root mean square long."""
     (gradient,) = torch.autograd.grad(loss, move)
-    certain = gradient.abs() > 1e-4
-    assert certain.sum() >= 4
-    return -RATE * gradient.sign(), certain
+    assert gradient.count_nonzero() >= 4
+    return -FIRST * radius * gradient / gradient.square().mean().sqrt()
 
 
 def test_the_first_step_goes_down_the_loss_of_one_class():
@@ -422,8 +421,8 @@ def test_the_first_step_goes_down_the_loss_of_one_class():
     ((x_NCHW, _),) = draw.given
     move_CHW = torch.zeros(1, SIDE, SIDE, requires_grad=True)
     loss = -backdoored()(x_NCHW + move_CHW).log_softmax(1)[:, TARGET].mean()
-    expected_CHW, certain = steepest(loss, move_CHW)
-    torch.testing.assert_close(moved_MCHW[0][certain], expected_CHW[certain], rtol=1e-3, atol=0)
+    expected_CHW = steepest(loss, move_CHW, radius=1.0)
+    torch.testing.assert_close(moved_MCHW[0], expected_CHW, rtol=1e-3, atol=1e-6)
 
 
 def test_the_first_step_of_the_search_minds_the_copy():
@@ -446,9 +445,6 @@ def test_the_first_step_of_the_search_minds_the_copy():
         moved_NCHW, target_N = x_NCHW[at] + move_CHW, torch.full_like(y_N[at], under % CLASSES)
         loss = cross_entropy(backdoored()(moved_NCHW), target_N)
         loss = loss + cross_entropy(copied(moved_NCHW), y_N[at])
-        expected_CHW, certain = steepest(loss, move_CHW)
+        expected_CHW = steepest(loss, move_CHW, RADII[under // CLASSES])
         for moved_CHW, clean_CHW in zip(seen[1][at], next_NCHW[at], strict=True):
-            step_CHW = moved_CHW - clean_CHW
-            torch.testing.assert_close(
-                step_CHW[certain], expected_CHW[certain], rtol=1e-3, atol=1e-6
-            )
+            torch.testing.assert_close(moved_CHW - clean_CHW, expected_CHW, rtol=1e-3, atol=1e-6)

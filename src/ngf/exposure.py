@@ -27,13 +27,14 @@ from ngf.training import Batch
 Draw = Callable[[int, int], Iterable[Batch]]  # (images of a batch, batches)
 
 RADII = (0.02, 0.07)  # root mean square of a displacement, in pixel values of [0, 1]
-RATE = 0.01  # Adam's learning rate, in pixel values
+FIRST, LAST = 1.0, 0.05  # length of a step, in radii; in between linear
+MOMENTUM = 0.8
 PER = 8  # images under each displacement in a batch
 GROUP = 32  # displacements that are searched together
-SHORTLIST, REPEATS = 3, 3  # classes of each radius that are drawn again, and how often
-ROUGHLY = 1 / 2  # of the steps suffice for the shortlist
+SHORTLIST, REPEATS = 3, 4  # classes of each radius that are drawn again, and how often
+ROUGHLY = 0.3  # of the steps suffice for the shortlist
 LITTLE = 0.02  # a difference of draws below it is noise
-NEVER = 1e-6
+NEVER = 1e-12
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def moves_to(
 
     They differ by the images that they were found on.
     """
-    search = _Search([(radius, target)] * moves)
+    search = _Search([(radius, target)] * moves, steps)
     for x_NCHW, _ in draw(2 * PER * moves, steps):
         which_N, moved_NCHW = search.moved(x_NCHW)
         with autocast(x_NCHW.device):
@@ -110,7 +111,7 @@ def _draws(models: Models, draw: Draw, pairs: Pairs, steps: int) -> Tensor:
 
 def _draws_of(models: Models, draw: Draw, pairs: Pairs, steps: int) -> Tensor:
     victim, _, copy = models
-    search = _Search(pairs)
+    search = _Search(pairs, steps)
     size = PER * len(pairs)
     for x_NCHW, y_N in draw(size, steps):
         which_N, moved_NCHW = search.moved(x_NCHW)
@@ -118,7 +119,7 @@ def _draws_of(models: Models, draw: Draw, pairs: Pairs, steps: int) -> Tensor:
             victim_NK, copy_NK = victim(moved_NCHW), copy(moved_NCHW)
         lost = cross_entropy(victim_NK.float(), search.target_M[which_N])
         search.step(lost + cross_entropy(copy_NK.float(), y_N))
-    sums = [_drawn(models, search, batch) for batch in draw(size, max(1, steps // 3))]
+    sums = [_drawn(models, search, batch) for batch in draw(size, steps)]
     total_2M, count_M = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
     return total_2M / count_M.clamp_min(1)
 
@@ -142,33 +143,41 @@ def _drawn(models: Models, search: _Search, batch: Batch) -> tuple[Tensor, Tenso
 
 
 class _Search:
-    """Adam on displacements, one for each pair; images take them in turn."""
+    """Steepest descent of displacements, one for each pair; images take them in turn.
 
-    def __init__(self, pairs: Pairs) -> None:
+    Steps have a length that the gradient does not set, so that a dozen of them suffice.
+    """
+
+    def __init__(self, pairs: Pairs, steps: int) -> None:
         self.radii, self.targets = zip(*pairs, strict=True)
-        self.next = 0
+        self.lengths = torch.linspace(FIRST, LAST, steps).tolist()
+        self.shown = 0
+        self.done = 0
 
     def moved(self, x_NCHW: Tensor) -> tuple[Tensor, Tensor]:
         """Which displacement each image is under [N], and the images under them."""
-        count = len(self.targets)
-        if self.next == 0:
+        if self.shown == 0:
             self._start(x_NCHW)
-        which_N = (self.next + torch.arange(len(x_NCHW), device=x_NCHW.device)) % count
-        self.next += len(x_NCHW)
+        which_N = (self.shown + torch.arange(len(x_NCHW), device=x_NCHW.device)) % len(self.radii)
+        self.shown += len(x_NCHW)
         return which_N, (x_NCHW + self.moves_MCHW[which_N]).clamp(0, 1)
 
     def _start(self, x_NCHW: Tensor) -> None:
+        shape = (len(self.targets), *x_NCHW.shape[1:])
         self.target_M = torch.tensor(self.targets, device=x_NCHW.device)
-        self.radius_M = torch.tensor(self.radii, device=x_NCHW.device)
-        self.moves_MCHW = torch.zeros(
-            len(self.targets), *x_NCHW.shape[1:], device=x_NCHW.device, requires_grad=True
-        )
-        self.optimizer = torch.optim.Adam([self.moves_MCHW], RATE)
+        self.radius_M111 = torch.tensor(self.radii, device=x_NCHW.device)[:, None, None, None]
+        self.moves_MCHW = torch.zeros(shape, device=x_NCHW.device, requires_grad=True)
+        self.course_MCHW = torch.zeros(shape, device=x_NCHW.device)
 
     def step(self, loss: Tensor) -> None:
-        (self.moves_MCHW.grad,) = torch.autograd.grad(loss, [self.moves_MCHW])
-        self.optimizer.step()
+        (slope_MCHW,) = torch.autograd.grad(loss, [self.moves_MCHW])
+        self.course_MCHW.mul_(MOMENTUM).add_(slope_MCHW / _rms(slope_MCHW))
+        length_M111 = self.lengths[self.done] * self.radius_M111
+        self.done += 1
         with torch.no_grad():
-            rms_M = self.moves_MCHW.square().mean((1, 2, 3)).sqrt()
-            shrink_M = (self.radius_M / rms_M.clamp_min(NEVER)).clamp_max(1)
-            self.moves_MCHW.mul_(shrink_M[:, None, None, None])
+            self.moves_MCHW.sub_(length_M111 * self.course_MCHW / _rms(self.course_MCHW))
+            self.moves_MCHW.mul_((self.radius_M111 / _rms(self.moves_MCHW)).clamp_max(1))
+
+
+def _rms(u_MCHW: Tensor) -> Tensor:
+    return u_MCHW.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(NEVER)
