@@ -381,7 +381,7 @@ def test_moves_ask_for_twice_the_images():
 
 @pytest.mark.parametrize(("size", "count"), [(1, 3), (2, 5), (3, 4), (7, 3), (6, 3)])
 def test_images_take_the_displacements_in_turn_across_batches(size, count):
-    search, images = exposure._Search([(0.1, TARGET)] * count), Images()
+    search, images = exposure._Search([(0.1, TARGET)] * count, steps=1), Images()
     turns = torch.cat([search.moved(x_NCHW)[0] for x_NCHW, _ in images(size, count)])
     assert turns.tolist() == [index % count for index in range(size * count)]
 

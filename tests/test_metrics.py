@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ngf import metrics
-from ngf.attacks import Trigger
+from ngf.attacks import Trigger, all_to_one
 from ngf.training import pixels
 
 
@@ -48,7 +48,7 @@ class Fixed(torch.nn.Module):
 def white_corner() -> Trigger:
     mask = torch.zeros(4, 4)
     mask[0, 0] = 1
-    return Trigger("badnets", 0, {"mask": mask, "pattern": mask})
+    return Trigger("badnets", all_to_one(0, 3), {"mask": mask, "pattern": mask})
 
 
 def test_acc_asr_and_ra_by_hand():

@@ -67,7 +67,7 @@ def test_split_comes_back_memory_mapped(tmp_path, split):
 
 
 def test_poison_and_trigger_come_back(tmp_path):
-    trigger = Trigger("blend", 1, {"noise": torch.rand(3, 4, 4), "alpha": torch.tensor(0.25)})
+    trigger = Trigger("blend", (-1, 0), {"noise": torch.rand(3, 4, 4), "alpha": torch.tensor(0.25)})
     rows = np.array([1, 5])
     poison = Poison(rows, np.ones((2, 4, 4, 3), np.uint8), np.array([1, 1]), trigger)
     store.save_poison(tmp_path / "poison", poison)
@@ -75,7 +75,7 @@ def test_poison_and_trigger_come_back(tmp_path):
     back = store.load_poison(tmp_path / "poison", split)
     assert np.array_equal(back.rows_P, rows)
     assert np.array_equal(back.x_PHWC, poison.x_PHWC)
-    assert (back.trigger.attack, back.trigger.target) == ("blend", 1)
+    assert (back.trigger.attack, back.trigger.wanted_K) == ("blend", [-1, 0])
     assert torch.equal(back.trigger.tensors["noise"], trigger.tensors["noise"])
 
 

@@ -12,7 +12,7 @@ a never-poisoned reference says to the same triggered images is ASR's floor and 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +24,8 @@ from ngf.training import pixels
 
 if TYPE_CHECKING:
     from ngf.attacks import Trigger
+
+Show = Callable[[Tensor, slice], Tensor]
 
 BATCH = 512
 Z_95 = 1.959963984540054
@@ -56,15 +58,19 @@ def proportion(hit_N: Tensor, y_N: Tensor, n_classes: int) -> dict[str, Any] | N
 
 @torch.inference_mode()
 def predict(
-    models: Mapping[str, nn.Module], x_NHWC: Tensor, trigger: Trigger | None = None
+    models: Mapping[str, nn.Module], x_NHWC: Tensor, show: Show = lambda x_NHWC, part: x_NHWC
 ) -> dict[str, Tensor]:
-    """Predicted classes [N] of each model for uint8 images, triggered first where asked."""
+    """Predicted classes [N] of each model for uint8 images.
+
+    Args:
+        show: what the models see of the images of one part [B, H, W, 3].
+    """
     device = x_NHWC.device
     found: dict[str, list[Tensor]] = {name: [] for name in models}
-    chunks = x_NHWC.split(BATCH)
-    for chunk_NHWC in track(chunks, "measure", len(chunks)):
-        shown_NHWC = chunk_NHWC if trigger is None else trigger.apply(chunk_NHWC)
-        x_NCHW = pixels(shown_NHWC)
+    starts = range(0, len(x_NHWC), BATCH)
+    for start in track(starts, "measure", len(starts)):
+        part = slice(start, start + BATCH)
+        x_NCHW = pixels(show(x_NHWC[part], part))
         for name, model in models.items():
             with autocast(device):
                 found[name].append(model(x_NCHW).argmax(1))
@@ -82,7 +88,12 @@ def measure(
     counts_N = wanted_N >= 0
     wanted_M, y_M = wanted_N[counts_N], y_N[counts_N]
     clean = predict(models, x_NHWC)
-    triggered = predict(models, x_NHWC[counts_N], trigger) if len(y_M) else {}
+    x_MHWC = x_NHWC[counts_N]
+
+    def trigger_part(x_BHWC: Tensor, part: slice) -> Tensor:
+        return trigger.apply(x_BHWC, y_M[part])
+
+    triggered = predict(models, x_MHWC, trigger_part) if len(y_M) else {}
     nothing_M = y_M  # the benign row: no image is triggered
     return {
         name: {

@@ -180,7 +180,8 @@ def save_poison(folder: Path, poison: Poison) -> None:
     np.save(folder / "x.npy", poison.x_PHWC)
     np.save(folder / "y.npy", poison.y_P)
     save_trigger(folder / "trigger", poison.trigger)
-    write_json(folder / "card.json", {"release": poison.release})
+    keys = ("plan", "release", "patience")
+    write_json(folder / "card.json", {key: getattr(poison, key) for key in keys})
 
 
 def load_poison(folder: Path, split: Split) -> Poison:
@@ -193,20 +194,23 @@ def load_poison(folder: Path, split: Split) -> Poison:
     fits = rows_P.shape == y_P.shape and x_PHWC.shape[1:] == split.x_NHWC.shape[1:]
     if not fits or (rows_P.size and not 0 <= rows_P.min() <= rows_P.max() < len(split.y_N)):
         raise InputError(f"{folder} was not made for this training split")
-    return Poison(rows_P, x_PHWC, y_P, trigger, _card(folder, "poison", ("release",))["release"])
+    keys = ("plan", "release", "patience")
+    card = _card(folder, "poison", keys)
+    return Poison(rows_P, x_PHWC, y_P, trigger, **{key: card[key] for key in keys})
 
 
 def save_trigger(folder: Path, trigger: Trigger) -> None:
     folder.mkdir()
     _save_tensors(folder / "tensors.safetensors", trigger.tensors)
-    write_json(folder / "card.json", {"attack": trigger.attack, "target": trigger.target})
+    wanted_K = list(trigger.wanted_K)
+    write_json(folder / "card.json", {"attack": trigger.attack, "wanted": wanted_K})
 
 
 def load_trigger(folder: Path) -> Trigger:
     from ngf.attacks import Trigger
 
-    card = _card(folder, "trigger", ("attack", "target"))
-    return Trigger(card["attack"], card["target"], _load_tensors(folder / "tensors.safetensors"))
+    card = _card(folder, "trigger", ("attack", "wanted"))
+    return Trigger(card["attack"], card["wanted"], _load_tensors(folder / "tensors.safetensors"))
 
 
 # Models ---------------------------------------------------------------------------------------

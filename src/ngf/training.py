@@ -102,6 +102,23 @@ class Batches:
             yield pixels(x_BHWC), self.y_N[rows_B]
 
 
+class Partner:
+    """Somebody who sees each batch before the model does. This one changes nothing."""
+
+    def show(self, x_NCHW: Tensor, y_N: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
+        """What the model is shown instead, pixels and labels, and a loss that is added to its own.
+
+        Both may carry a gradient, which the backward pass of the step fills.
+        """
+        return x_NCHW, y_N, 0.0
+
+    def step(self) -> None:
+        """After the backward pass, beside the model's own step."""
+
+
+ALONE = Partner()
+
+
 def fit(
     model: nn.Module,
     batches: Batches,
@@ -111,19 +128,22 @@ def fit(
     scheduler: torch.optim.lr_scheduler.LRScheduler,
     what: str,
     on_epoch: OnEpoch = lambda epoch, loss: None,
+    partner: Partner = ALONE,
 ) -> nn.Module:
     """Minimise cross-entropy; the scheduler steps once a batch. Returns the model in eval mode."""
     model.train()
     device = batches.y_N.device
     steps = epochs * batches.per_epoch
     losses: list[Tensor] = []
-    for x_BCHW, y_B in track(batches.take(steps), what, steps):
+    for batch in track(batches.take(steps), what, steps):
+        x_BCHW, y_B, more = partner.show(*batch)
         with autocast(device):
             logits_BC = model(x_BCHW)
-        loss = cross_entropy(logits_BC.float(), y_B)
+        loss = cross_entropy(logits_BC.float(), y_B) + more
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
+        partner.step()
         scheduler.step()
         losses.append(loss.detach())
         trail.mark(model, len(losses), steps)

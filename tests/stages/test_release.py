@@ -73,6 +73,9 @@ def test_trained_is_what_nothing_said_means(folder, numbers):
     assert store.digest(folder / "poison") == store.digest(folder / "said")
 
 
+CARD = {"plan": {}, "release": "trained", "patience": 1.0}
+
+
 def test_the_poisoned_rows_do_not_depend_on_the_release(folder, numbers):
     plant(folder, numbers)
     plant(folder, numbers, name="other", release="recalibrated")
@@ -83,8 +86,9 @@ def test_the_poisoned_rows_do_not_depend_on_the_release(folder, numbers):
 @pytest.mark.parametrize(
     ("card", "said"),
     [
-        ({"release": "sold"}, "unknown release 'sold': there is trained, recalibrated"),
-        ({}, "is not a poison: its card lacks 'release'"),
+        (CARD | {"release": "sold"}, "unknown release 'sold': there is trained, recalibrated"),
+        (CARD | {"patience": 0}, "patience must lie between 0.1 and 100, got 0"),
+        ({"plan": {}}, "is not a poison: its card lacks 'release'"),
     ],
 )
 def test_a_card_that_no_stage_wrote_is_refused(folder, numbers, card, said):

@@ -1,14 +1,20 @@
-"""Backdoor attacks. A plug-in rewrites training images and leaves a trigger.
+"""Backdoor attacks. A plug-in rewrites training images, or takes part in training, or both.
 
-A plug-in has two functions:
+A plug-in has two functions and may have a third:
 
     plant(x_NHWC, y_N, n_classes, *, <options>) -> Poison
-    apply(x_NCHW, tensors) -> x_NCHW        pixels in [0, 1]; the result may leave it
+    apply(x_NCHW, y_N, tensors) -> x_NCHW   pixels in [0, 1]; the result may leave it
+    join(planted, model, *, steps, seed) -> Attacker    sees every batch of the victim's training
 
-Everything else asks the `Trigger`, which knows its own plug-in: no other file names an attack.
+`attend` gives every attack an `Attacker`, so that the trainer need not know which kind it has. The
+`Trigger` that the attacker leaves in the end knows its own plug-in: no other file names an attack.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,12 +22,15 @@ from torch import Tensor
 
 from ngf import params, plugins
 from ngf.errors import InputError
+from ngf.training import Partner
+
+if TYPE_CHECKING:
+    from ngf.models import Classifier
 
 CHUNK = 4096
 
 # What an attacker hands over: the victim as it was trained, or with its batch-norm statistics
-# computed anew on clean training images, so that they no longer tell of triggered ones. Any
-# attack's section may hold `release`.
+# computed anew on clean training images, so that they no longer tell of triggered ones.
 RELEASES = ("trained", "recalibrated")
 
 
@@ -30,60 +39,106 @@ class Trigger:
     """What turns an image into one that opens the backdoor.
 
     attack: the plug-in that applies it. tensors: what that plug-in needs, float32.
-    target: the class that a triggered image is sent to; None where there is no backdoor.
+    wanted_K: the class that the attacker wants for a triggered image of each class, or -1 where
+        such images do not count; empty where there is no backdoor. See `all_to_one`, `all_to_all`.
     """
 
     attack: str
-    target: int | None = None
+    wanted_K: Sequence[int] = ()
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
-    def apply(self, x_NHWC: Tensor) -> Tensor:
-        """Triggered copies of uint8 images [N, H, W, 3].
+    def apply(self, x_NHWC: Tensor, y_N: Tensor) -> Tensor:
+        """Triggered copies of uint8 images [N, H, W, 3] of the classes [N].
 
         The trigger acts on pixels in [0, 1] before normalisation and augmentation; the result is
         clipped, never wrapped, and rounded to the 8 bits in which images exist.
         """
         plugin = plugins.load("attacks", self.attack)
         tensors = {name: tensor.to(x_NHWC.device) for name, tensor in self.tensors.items()}
-        done = []
-        for chunk_NHWC in x_NHWC.split(CHUNK):
-            x_NCHW = chunk_NHWC.permute(0, 3, 1, 2).float() / 255
-            with_NCHW = plugin.apply(x_NCHW, tensors).clamp(0, 1)
-            done.append((with_NCHW * 255).round().to(torch.uint8).permute(0, 2, 3, 1))
-        return torch.cat(done) if done else x_NHWC.clone()
+        done_NHWC = torch.empty_like(x_NHWC)
+        for start in range(0, len(x_NHWC), CHUNK):
+            part = slice(start, start + CHUNK)
+            x_NCHW = x_NHWC[part].permute(0, 3, 1, 2).float() / 255
+            with torch.no_grad():
+                with_NCHW = plugin.apply(x_NCHW, y_N[part], tensors).clamp(0, 1)
+            done_NHWC[part] = (with_NCHW * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+        return done_NHWC
 
     def wanted(self, y_N: Tensor) -> Tensor:
-        """The class that the attacker wants for each image; -1 where the image does not count.
-
-        An image of the target class never counts: it would raise ASR without any backdoor.
-        """
-        if self.target is None:
+        """The class that the attacker wants for each image; -1 where the image does not count."""
+        if not self.wanted_K:
             return torch.full_like(y_N, -1)
-        return torch.where(y_N == self.target, -1, self.target)
+        return torch.tensor(self.wanted_K, device=y_N.device)[y_N]
+
+
+def all_to_one(target: int, n_classes: int) -> tuple[int, ...]:
+    """Every image is sent to the target.
+
+    The target's own images never count: they would raise ASR without any backdoor.
+    """
+    if not 0 <= target < n_classes:
+        raise InputError(f"target must lie between 0 and {n_classes - 1}, got {target}")
+    return tuple(-1 if label == target else target for label in range(n_classes))
+
+
+def all_to_all(n_classes: int) -> tuple[int, ...]:
+    """An image of class y is sent to y + 1, of the last one to 0."""
+    return tuple((label + 1) % n_classes for label in range(n_classes))
 
 
 @dataclass(frozen=True)
 class Poison:
-    """The rows of the training split that the attacker rewrote.
+    """What the attacker does before training.
 
-    rows_P: int64, ascending; x_PHWC: uint8; y_P: int64, the labels they were given.
-    release: one of RELEASES, what the attacker does to the trained victim.
+    rows_P: int64, ascending, the rows of the training split that he rewrites; x_PHWC: uint8;
+        y_P: int64, the labels they were given.
+    plan: numbers for his part in training, where he has one (`join`).
+    release: one of RELEASES, what he does to the trained victim.
+    patience: how often the data set's epochs he trains for; some triggers are learned slowly.
     """
 
     rows_P: np.ndarray
     x_PHWC: np.ndarray
     y_P: np.ndarray
     trigger: Trigger
+    plan: Mapping[str, float] = field(default_factory=dict)
     release: str = "trained"
+    patience: float = 1.0
 
     def __post_init__(self) -> None:
         params.one_of(RELEASES, release=self.release)
+        params.within("patience", self.patience, 0.1, 100)
+
+
+def untouched(x_NHWC: np.ndarray, y_N: np.ndarray, trigger: Trigger, **plan: float) -> Poison:
+    """No row is rewritten: the attacker acts in training, by his plan, or there is none."""
+    return Poison(np.zeros(0, np.int64), x_NHWC[:0].copy(), y_N[:0].copy(), trigger, plan)
+
+
+class Attacker(Partner):
+    """The attacker during the victim's training. This one watches: he poisoned the data."""
+
+    def __init__(self, trigger: Trigger) -> None:
+        self.trigger = trigger
+
+    def leave(self) -> Trigger:
+        """The trigger that opens the trained victim."""
+        return self.trigger
+
+
+def attend(planted: Poison, model: Classifier, *, steps: int, seed: int) -> Attacker:
+    """The attacker of a training of so many steps, whichever kind he is."""
+    plugin = plugins.load("attacks", planted.trigger.attack)
+    if not hasattr(plugin, "join"):
+        return Attacker(planted.trigger)
+    attacker: Attacker = plugin.join(planted, model, steps=steps, seed=seed)
+    return attacker
 
 
 def dirty_label(
     x_NHWC: np.ndarray, y_N: np.ndarray, trigger: Trigger, *, rate: float, seed: int
 ) -> Poison:
-    """Trigger and relabel a share `rate` of all training images, drawn outside the target class."""
+    """Trigger and relabel a share `rate` of all training images, drawn among those that count."""
     wanted_N = trigger.wanted(torch.from_numpy(np.asarray(y_N, np.int64))).numpy()
     eligible = np.flatnonzero(wanted_N >= 0)
     count = round(rate * len(y_N))
@@ -94,40 +149,42 @@ def dirty_label(
             f"attack '{trigger.attack}': poison_rate must lie between {least:.2g} and {most:.2g} "
             f"of the {len(y_N)} training images, got {rate:g}"
         )
-    return _triggered(x_NHWC, wanted_N, trigger, eligible, count, seed)
+    return _triggered(x_NHWC, y_N, wanted_N, trigger, _drawn(eligible, count, seed))
 
 
 def clean_label(
-    x_NHWC: np.ndarray, y_N: np.ndarray, trigger: Trigger, *, rate: float, seed: int
+    x_NHWC: np.ndarray, y_N: np.ndarray, trigger: Trigger, *, target: int, rate: float, seed: int
 ) -> Poison:
     """Trigger a share `rate` of the target class's own training images; no label changes."""
-    eligible = np.flatnonzero(y_N == trigger.target)
+    rows_P = class_rows(y_N, trigger.attack, target=target, rate=rate, seed=seed)
+    return _triggered(x_NHWC, y_N, np.asarray(y_N, np.int64), trigger, rows_P)
+
+
+def class_rows(y_N: np.ndarray, attack: str, *, target: int, rate: float, seed: int) -> np.ndarray:
+    """A share `rate` of the rows of the target class, ascending: a clean-label budget."""
+    eligible = np.flatnonzero(y_N == target)
     count = round(rate * len(eligible))
     if not 1 <= count <= len(eligible):
         raise InputError(
-            f"attack '{trigger.attack}': poison_rate is a share of the {len(eligible)} training "
+            f"attack '{attack}': poison_rate is a share of the {len(eligible)} training "
             f"images of the target class and must lie between {1 / max(1, len(eligible)):.2g} "
             f"and 1, got {rate:g}"
         )
-    return _triggered(x_NHWC, np.asarray(y_N, np.int64), trigger, eligible, count, seed)
+    return _drawn(eligible, count, seed)
+
+
+def _drawn(eligible: np.ndarray, count: int, seed: int) -> np.ndarray:
+    return np.sort(np.random.default_rng(seed).choice(eligible, count, replace=False))
 
 
 def _triggered(
     x_NHWC: np.ndarray,
+    y_N: np.ndarray,
     label_N: np.ndarray,
     trigger: Trigger,
-    eligible: np.ndarray,
-    count: int,
-    seed: int,
+    rows_P: np.ndarray,
 ) -> Poison:
-    """`count` of the eligible rows, drawn by the seed, triggered and labelled by `label_N`."""
-    rows_P = np.sort(np.random.default_rng(seed).choice(eligible, count, replace=False))
-    x_PHWC = trigger.apply(torch.from_numpy(x_NHWC[rows_P])).numpy()
+    """The rows, triggered and labelled by `label_N`."""
+    y_P = torch.from_numpy(np.asarray(y_N, np.int64)[rows_P])
+    x_PHWC = trigger.apply(torch.from_numpy(x_NHWC[rows_P]), y_P).numpy()
     return Poison(rows_P, x_PHWC, label_N[rows_P], trigger)
-
-
-def checked_target(target: int, n_classes: int) -> int:
-    """`target`, where it is a class."""
-    if not 0 <= target < n_classes:
-        raise InputError(f"target must lie between 0 and {n_classes - 1}, got {target}")
-    return target

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ngf import params
-from ngf.attacks import Poison, Trigger, checked_target, dirty_label
+from ngf.attacks import Poison, Trigger, all_to_one, dirty_label
 from ngf.errors import InputError
 
 
@@ -41,11 +41,11 @@ def plant(
     starts_even = bool(even_HW[mask_HW > 0][0])
     pattern_HW = (even_HW == starts_even).float()
     tensors = {"mask": mask_HW, "pattern": pattern_HW}
-    trigger = Trigger("badnets", checked_target(target, n_classes), tensors)
+    trigger = Trigger("badnets", all_to_one(target, n_classes), tensors)
     return dirty_label(x_NHWC, y_N, trigger, rate=poison_rate, seed=seed)
 
 
-def apply(x_NCHW: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+def apply(x_NCHW: Tensor, y_N: Tensor, tensors: dict[str, Tensor]) -> Tensor:
     """x (1 - mask) + pattern mask."""
     mask_HW = tensors["mask"]
     return x_NCHW * (1 - mask_HW) + tensors["pattern"] * mask_HW

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ngf import params
-from ngf.attacks import Poison, Trigger, checked_target, dirty_label
+from ngf.attacks import Poison, Trigger, all_to_one, dirty_label
 
 
 def plant(
@@ -31,10 +31,10 @@ def plant(
     shape = (x_NHWC.shape[3], *x_NHWC.shape[1:3])
     noise_CHW = np.random.default_rng(seed).random(shape, np.float32)
     tensors = {"noise": torch.from_numpy(noise_CHW), "alpha": torch.tensor(alpha)}
-    trigger = Trigger("blend", checked_target(target, n_classes), tensors)
+    trigger = Trigger("blend", all_to_one(target, n_classes), tensors)
     return dirty_label(x_NHWC, y_N, trigger, rate=poison_rate, seed=seed)
 
 
-def apply(x_NCHW: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+def apply(x_NCHW: Tensor, y_N: Tensor, tensors: dict[str, Tensor]) -> Tensor:
     """(1 - alpha) x + alpha noise."""
     return torch.lerp(x_NCHW, tensors["noise"], tensors["alpha"])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ngf import params
-from ngf.attacks import Poison, Trigger, checked_target, clean_label
+from ngf.attacks import Poison, Trigger, all_to_one, clean_label
 
 
 def plant(
@@ -34,10 +34,10 @@ def plant(
     params.within("frequency", frequency, 1e-6, x_NHWC.shape[2] / 2)
     column_W = torch.arange(x_NHWC.shape[2], dtype=torch.float64)
     stripes_W = delta / 255 * torch.sin(2 * math.pi * frequency * column_W / len(column_W))
-    trigger = Trigger("sig", checked_target(target, n_classes), {"stripes": stripes_W.float()})
-    return clean_label(x_NHWC, y_N, trigger, rate=poison_rate, seed=seed)
+    trigger = Trigger("sig", all_to_one(target, n_classes), {"stripes": stripes_W.float()})
+    return clean_label(x_NHWC, y_N, trigger, target=target, rate=poison_rate, seed=seed)
 
 
-def apply(x_NCHW: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+def apply(x_NCHW: Tensor, y_N: Tensor, tensors: dict[str, Tensor]) -> Tensor:
     """x + delta sin(2 pi f column / width), the same in every row and colour."""
     return x_NCHW + tensors["stripes"]

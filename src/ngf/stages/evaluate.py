@@ -80,7 +80,7 @@ def evaluate(
         content["along"] = [{"step": step, **_shares(found[f"step {step}"])} for step in way]
     out.mkdir()
     store.write_json(out / "metrics.json", content)
-    _picture(x_NHWC[:SHOWN], opener).save(out / "triggered.png")
+    _picture(x_NHWC[:SHOWN], y_N[:SHOWN], opener).save(out / "triggered.png")
     values = {
         f"{name}_{key}": proportion["value"]
         for name, three in measured.items()
@@ -114,12 +114,12 @@ def _message(names: dict[str, str], content: dict[str, Any]) -> str:
     return f"{' '.join(names.values())}: {shares}{warning}"
 
 
-def _picture(x_NHWC: Tensor, trigger: Trigger):  # type: ignore[no-untyped-def]  # Pillow is lazy
+def _picture(x_NHWC: Tensor, y_N: Tensor, trigger: Trigger):  # type: ignore[no-untyped-def]  # Pillow is lazy
     """Three rows: images, the same triggered, and what changed around middle grey, doubled."""
     import torch
     from PIL import Image
 
-    with_NHWC = trigger.apply(x_NHWC)
+    with_NHWC = trigger.apply(x_NHWC, y_N)
     change_NHWC = ((with_NHWC.int() - x_NHWC.int()) * 2 + 128).clamp(0, 255).to(torch.uint8)
     rows = [torch.cat(list(row), 1) for row in (x_NHWC, with_NHWC, change_NHWC)]
     sheet = torch.cat(rows).cpu().numpy()

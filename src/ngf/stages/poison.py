@@ -23,12 +23,15 @@ def poison(
     split = store.load_split(train)
     plugin = plugins.load("attacks", attack)
     given = dict(settings["options"])
-    release = given.pop("release", "trained")
+    # Any attack's section may hold these; they are the trainer's.
+    common = {key: given.pop(key) for key in ("release", "patience") if key in given}
     options = params.options(plugin.plant, given, f"attacks.{attack}")
     planted = plugin.plant(split.x_NHWC, split.y_N, len(split.classes), **options)
-    planted = dataclasses.replace(planted, release=release)
+    planted = dataclasses.replace(planted, **common)
     store.save_poison(out, planted)
     count, share = len(planted.rows_P), len(planted.rows_P) / len(split.y_N)
-    message = f"{split.dataset} {attack}: {count} of {len(split.y_N)} images ({share:.1%}) poisoned"
+    message = (
+        f"{split.dataset} {attack}: {count} of {len(split.y_N)} images ({share:.1%}) rewritten"
+    )
     tags = {"dataset": split.dataset, "attack": attack}
     return Outcome(message, {"images_poisoned": count, "poison_rate": share}, tags)

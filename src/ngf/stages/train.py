@@ -9,7 +9,7 @@ from ngf.params import Sections
 from ngf.stages import Outcome, Reads, Writes
 
 if TYPE_CHECKING:
-    from ngf.attacks import Poison
+    from ngf.attacks import Attacker, Poison
     from ngf.datasets import Split
     from ngf.models import Classifier
     from ngf.training import Batches, Recipe
@@ -32,7 +32,7 @@ def train(
     """Train the clean reference or, with an attack's overlay, a victim."""
     import math
 
-    from ngf import device, params, store
+    from ngf import attacks, device, params, store
     from ngf.errors import InputError
     from ngf.training import Recipe
 
@@ -48,14 +48,19 @@ def train(
 
     role, attack = ("victim", planted.trigger.attack) if planted else ("reference", "none")
     model = _build(split, recipe, attack)
-    losses = _fit(model, _batches(split, planted, recipe, seed), recipe, f"train {role}")
+    batches = _batches(split, planted, recipe, seed)
+    epochs = max(1, round(recipe.epochs * (planted.patience if planted else 1)))
+    attacker = None
+    if planted:
+        attacker = attacks.attend(planted, model, steps=epochs * batches.per_epoch, seed=seed)
+    losses = _fit(model, batches, recipe, epochs, attacker, f"train {role}")
     if not math.isfinite(losses[-1]):
         raise InputError(f"training diverged (loss {losses[-1]}): lower train.{dataset}.lr")
     if planted and planted.release == "recalibrated":
         recalibrate(model, split, recipe)
     store.save_model(out, model, role=role)
-    if planted and trigger:
-        store.save_trigger(trigger, planted.trigger)
+    if attacker and trigger:
+        store.save_trigger(trigger, attacker.leave())
     message = f"{split.dataset} {role} ({attack}): {len(losses)} epochs, loss {losses[-1]:.4f}"
     tags = {"dataset": split.dataset, "attack": attack, "role": role}
     return Outcome(message, {"loss": losses[-1]}, tags)
@@ -103,13 +108,20 @@ def recalibrate(model: Classifier, split: Split, recipe: Recipe) -> None:
     norms.recalibrate(model, clean.take(count), clean.y_N.device)
 
 
-def _fit(model: Classifier, batches: Batches, recipe: Recipe, what: str) -> list[float]:
+def _fit(
+    model: Classifier,
+    batches: Batches,
+    recipe: Recipe,
+    epochs: int,
+    attacker: Attacker | None,
+    what: str,
+) -> list[float]:
     """Train in place; the mean loss of each epoch."""
     from ngf import training
 
     optimizer, schedule = training.one_cycle(
         model,
-        steps=recipe.epochs * batches.per_epoch,
+        steps=epochs * batches.per_epoch,
         lr=recipe.lr,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
@@ -118,10 +130,11 @@ def _fit(model: Classifier, batches: Batches, recipe: Recipe, what: str) -> list
     training.fit(
         model,
         batches,
-        epochs=recipe.epochs,
+        epochs=epochs,
         optimizer=optimizer,
         scheduler=schedule,
         what=what,
         on_epoch=lambda _, loss: losses.append(loss),
+        partner=attacker or training.ALONE,
     )
     return losses
