@@ -257,8 +257,8 @@ def test_stages_run_by_hand(workspace):
     assert said["attack"] == "badnets"
     metrics = store.read_json(workspace / "evaluation" / "metrics.json")
     assert metrics["model"]["acc"]["value"] == said["metrics"]["model_acc"]
-    assert metrics["implanted"] is False
-    assert "THE ATTACK DID NOT TAKE" in said["message"]
+    assert "the attack did not take" in metrics["victim_failed"]
+    assert "VICTIM FAILED" in said["message"]
     assert (workspace / "evaluation" / "triggered.png").stat().st_size > 0
 
 

@@ -19,9 +19,8 @@ class Gate:
 
 def objections(metrics: Mapping[str, Any], gate: Gate) -> list[str]:
     """Why the model may not pass, in words; empty where it may."""
-    if metrics["implanted"] is False:
-        before = metrics["victim"]["asr"]["value"]
-        return [f"the attack did not take (ASR {before:.1%} before): nothing was there to purify"]
+    if metrics["victim_failed"]:
+        return [f"nothing was there to purify: {metrics['victim_failed']}"]
     found = []
     drop = metrics["victim"]["acc"]["value"] - metrics["model"]["acc"]["value"]
     if drop > gate.max_acc_drop:

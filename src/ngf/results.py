@@ -59,14 +59,15 @@ def _row(file: Path, gate: Gate) -> dict[str, Any]:
 
 
 def _verdict(metrics: Mapping[str, Any], gate: Gate) -> str:
-    if metrics["implanted"] is False:
-        return "ATTACK DID NOT TAKE"
+    if metrics["victim_failed"]:
+        return f"VICTIM FAILED: {metrics['victim_failed']}"
+    benign = metrics["victim"]["asr"] is None
     if metrics["defense"] == "none":
-        return "no backdoor" if metrics["implanted"] is None else "backdoored"
+        return "no backdoor" if benign else "backdoored"
     reasons = objections(metrics, gate)
     if reasons:
         return "failed: " + "; ".join(reasons)
-    return "unharmed" if metrics["implanted"] is None else "purified"
+    return "unharmed" if benign else "purified"
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:

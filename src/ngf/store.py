@@ -263,7 +263,7 @@ def load_trail(folder: Path) -> list[Snapshot]:
 def load_metrics(folder: Path) -> dict[str, Any]:
     """What `evaluate` wrote into `folder`."""
     metrics = read_json(folder / "metrics.json")
-    wanted = ("dataset", "attack", "defense", "implanted", "model", "victim", "reference")
+    wanted = ("dataset", "attack", "defense", "victim_failed", "model", "victim", "reference")
     missing = [key for key in wanted if key not in metrics]
     if missing:
         raise InputError(f"{folder / 'metrics.json'} is no evaluation: it lacks '{missing[0]}'")

@@ -1,11 +1,13 @@
-"""`along`: ACC, ASR and RA of the models that a defense passed through."""
+"""What `evaluate` says beyond ACC, ASR and RA: the way there, victims that are none, visibility."""
 
 import pytest
 import torch
 from _workplace import Workplace
 
-from ngf import store
+from ngf import params, store
 from ngf.attacks import Trigger
+from ngf.errors import InputError
+from ngf.stages.evaluate import Thresholds
 
 
 @pytest.fixture
@@ -56,3 +58,57 @@ def test_without_an_attack_there_is_no_asr_along_the_way(workplace):
     assert entry["asr"] is None
     assert entry["ra"] is None
     assert entry["acc"] is not None
+
+
+# Victims that are none ---------------------------------------------------------------------------
+
+
+def judged(numbers, *, asr, acc=0.9, attack="badnets", reference=0.9) -> str | None:
+    thresholds = params.parse(Thresholds, numbers["evaluate"], "evaluate")
+    asr = None if asr is None else {"value": asr}
+    measured = {
+        "victim": {"acc": {"value": acc}, "asr": asr},
+        "reference": {"acc": {"value": reference}},
+    }
+    return thresholds.failure(attack, measured)
+
+
+@pytest.mark.parametrize(
+    ("attack", "asr"), [("badnets", 0.9), ("sig", 0.8), ("clb", 0.8), ("cba", 0.75), ("blend", 0.9)]
+)
+def test_a_victim_at_its_attacks_threshold_is_one(attack, asr, numbers):
+    assert judged(numbers, asr=asr, attack=attack) is None
+    said = judged(numbers, asr=asr - 0.01, attack=attack)
+    least = {"sig": "80%", "clb": "80%", "cba": "75%"}.get(attack, "90%")
+    assert said == f"the attack did not take: ASR {asr - 0.01:.1%}, least is {least}"
+
+
+def test_a_victim_that_lost_its_accuracy_is_none(numbers):
+    assert judged(numbers, asr=1.0, acc=0.851) is None
+    said = judged(numbers, asr=1.0, acc=0.84)
+    assert said == "the victim's ACC lies 6.0% below the reference, allowed is 5%"
+
+
+def test_without_an_attack_nothing_can_fail(numbers):
+    assert judged(numbers, asr=None, acc=0.1) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"implanted_asr_of": {"badnet": 0.5}}, "unknown attack 'badnet': there is "),
+        ({"implanted_asr_of": {"sig": 1.5}}, "implanted_asr_of.sig must lie between 0 and 1"),
+        ({"implanted_asr": -1}, "implanted_asr must lie between 0 and 1, got -1"),
+    ],
+)
+def test_thresholds_that_cannot_be(change, said, numbers):
+    with pytest.raises(InputError, match=said):
+        params.parse(Thresholds, {**numbers["evaluate"], **change}, "evaluate")
+
+
+def test_how_visible_the_trigger_is_stands_in_the_metrics(workplace):
+    workplace.purify(snapshots=1)
+    metrics = workplace.evaluate()
+    assert set(metrics["visibility"]) == {"psnr", "ssim", "largest", "n"}
+    assert metrics["visibility"]["n"] == 64  # the target's own 32 of the 96 images are left out
+    assert (workplace.folder / "evaluation" / "triggered.png").exists()

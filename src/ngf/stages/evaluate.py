@@ -10,25 +10,52 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from ngf import params, plugins
 from ngf.params import Sections
 from ngf.stages import Outcome, Reads, Writes
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ngf.attacks import Trigger
     from ngf.models import Classifier
     from ngf.trail import Snapshot
 
 SETTINGS = {"thresholds": "evaluate"}
 SHOWN = 10  # images in the picture
+JUDGED = 500  # images whose change is measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """implanted_asr: the victim's ASR from which an attack counts as implanted, in [0, 1]."""
+    """When a victim counts as one: otherwise nothing was there to purify. Fractions.
+
+    implanted_asr: its least ASR; implanted_asr_of: that of single attacks, by name.
+    max_victim_acc_drop: how far its ACC may lie below the reference's.
+    """
 
     implanted_asr: float
+    implanted_asr_of: dict
+    max_victim_acc_drop: float
+
+    def __post_init__(self) -> None:
+        params.within("implanted_asr", self.implanted_asr, 0, 1)
+        for attack, least in self.implanted_asr_of.items():
+            params.one_of(plugins.names("attacks"), attack=attack)
+            params.within(f"implanted_asr_of.{attack}", least, 0, 1)
+
+    def failure(self, attack: str, measured: Mapping[str, Any]) -> str | None:
+        """Why the victim is none, in words; None where it is, or where there was no attack."""
+        victim, reference = measured["victim"], measured["reference"]
+        if victim["asr"] is None:
+            return None
+        least = self.implanted_asr_of.get(attack, self.implanted_asr)
+        if victim["asr"]["value"] < least:
+            return (
+                f"the attack did not take: ASR {victim['asr']['value']:.1%}, least is {least:.0%}"
+            )
+        drop = reference["acc"]["value"] - victim["acc"]["value"]
+        if drop > self.max_victim_acc_drop:
+            most = self.max_victim_acc_drop
+            return f"the victim's ACC lies {drop:.1%} below the reference, allowed is {most:.0%}"
+        return None
 
 
 def evaluate(
@@ -44,7 +71,7 @@ def evaluate(
     """Measure a model on the test split, clean and triggered."""
     import torch
 
-    from ngf import device, metrics, params, store
+    from ngf import device, metrics, store, visibility
     from ngf.errors import InputError
 
     thresholds = params.parse(Thresholds, settings["thresholds"], "evaluate")
@@ -63,7 +90,6 @@ def evaluate(
     found = metrics.measure(everyone, x_NHWC, y_N, opener, len(split.classes))
     measured = {name: found[name] for name in models}
 
-    before = measured["victim"]["asr"]
     names = {
         "dataset": split.dataset,
         "attack": opener.attack,
@@ -72,15 +98,21 @@ def evaluate(
     content = {
         **names,
         "classes": list(split.classes),
-        # None: there was no attack, so there was nothing to implant.
-        "implanted": None if before is None else before["value"] >= thresholds.implanted_asr,
+        "victim_failed": thresholds.failure(opener.attack, measured),
         **measured,
     }
     if way:
         content["along"] = [{"step": step, **_shares(found[f"step {step}"])} for step in way]
+    counts_N = opener.wanted(y_N) >= 0
+    clean_NHWC = x_NHWC[counts_N][:JUDGED]
+    with_NHWC = opener.apply(clean_NHWC, y_N[counts_N][:JUDGED])
+    if len(clean_NHWC):
+        content["visibility"] = visibility.visibility(clean_NHWC, with_NHWC)
     out.mkdir()
     store.write_json(out / "metrics.json", content)
-    _picture(x_NHWC[:SHOWN], y_N[:SHOWN], opener).save(out / "triggered.png")
+    if len(clean_NHWC):
+        picture = visibility.sheet(clean_NHWC[:SHOWN], with_NHWC[:SHOWN])
+        picture.save(out / "triggered.png")
     values = {
         f"{name}_{key}": proportion["value"]
         for name, three in measured.items()
@@ -110,17 +142,5 @@ def _message(names: dict[str, str], content: dict[str, Any]) -> str:
         for key in ("acc", "asr", "ra")
         if content["model"][key]
     )
-    warning = "; THE ATTACK DID NOT TAKE" if content["implanted"] is False else ""
+    warning = f"; VICTIM FAILED: {content['victim_failed']}" if content["victim_failed"] else ""
     return f"{' '.join(names.values())}: {shares}{warning}"
-
-
-def _picture(x_NHWC: Tensor, y_N: Tensor, trigger: Trigger):  # type: ignore[no-untyped-def]  # Pillow is lazy
-    """Three rows: images, the same triggered, and what changed around middle grey, doubled."""
-    import torch
-    from PIL import Image
-
-    with_NHWC = trigger.apply(x_NHWC, y_N)
-    change_NHWC = ((with_NHWC.int() - x_NHWC.int()) * 2 + 128).clamp(0, 255).to(torch.uint8)
-    rows = [torch.cat(list(row), 1) for row in (x_NHWC, with_NHWC, change_NHWC)]
-    sheet = torch.cat(rows).cpu().numpy()
-    return Image.fromarray(sheet).resize((sheet.shape[1] * 3, sheet.shape[0] * 3), 0)
