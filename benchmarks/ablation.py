@@ -82,7 +82,7 @@ def rows(place: Path, cells: Sequence[Cell], numbers: Mapping[str, Any]) -> Iter
     """One row a cell for the victim in `place`, with its victim's and the reference's measures."""
     import torch
 
-    from ngf import device, metrics, params, plugins, store
+    from ngf import device, metrics, params, plugins, store, visibility
     from ngf.defenses import Clean
 
     dataset, norm, seed, variant = place.parts[-4:]
@@ -97,6 +97,8 @@ def rows(place: Path, cells: Sequence[Cell], numbers: Mapping[str, Any]) -> Iter
         "reference": store.load_model(here.parent / "reference").to(where),
     }
     before = metrics.measure(known, x_NHWC, y_N, trigger, len(test.classes))
+    images_2 = visibility.pairs(trigger, x_NHWC, y_N)
+    seen = visibility.visibility(*images_2) if len(images_2[0]) else {}
     for cell in cells:
         plugin = plugins.load("defenses", cell.defense)
         section = dict(numbers["defenses"][cell.defense])
@@ -120,6 +122,7 @@ def rows(place: Path, cells: Sequence[Cell], numbers: Mapping[str, Any]) -> Iter
             "dataset": dataset, "norm": norm, "seed": int(seed), "variant": variant,
             "label": cell.label, **values, "seconds": round(seconds, 1),
             "tuned": purified.tuned, "steps": purified.steps, **purified.notes,
+            **{key: seen.get(key) for key in ("psnr", "ssim", "largest")},
         }  # fmt: skip
 
 

@@ -16,16 +16,14 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path("runs/bench")
-DIRTY, CLEAN_LABEL = ("badnets", "blend"), ("sig",)
-ATTACKS = (*DIRTY, *CLEAN_LABEL)
 # A budget by its share of the training set. A clean-label budget is a share of its class, which is
 # a tenth or a sixteenth of the images.
+CLEAN_LABEL = ("sig", "clb")
 RATES = {"0.5%": (0.005, 0.05), "1%": (0.01, 0.1), "5%": (0.05, 0.4)}
-VARIANTS = (
-    "benign",
-    *ATTACKS,
-    *(f"{attack}-1%" for attack in ATTACKS),
-    *(f"{attack}-recalibrated" for attack in ATTACKS),
+VARIANTS = tuple(
+    f"{attack}{change}"
+    for attack in ("badnets", "blend", "sig")
+    for change in ("", "-1%", "-recalibrated")
 )
 NETS = {  # what `train.<dataset>.model` becomes; the numbers beside it are params.yaml's
     "signs": {"depth": 18, "width": 16, "stem_stride": 2},
@@ -47,7 +45,10 @@ def settings(dataset: str, seed: int, norm: str, numbers: dict[str, Any]) -> dic
 
 
 def attack_options(variant: str, numbers: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """(attack, its section) for "badnets", "badnets-1%" or "badnets-recalibrated"."""
+    """(attack, its section) for "badnets", "badnets-1%" or "badnets-recalibrated".
+
+    Any attack of params.yaml will do.
+    """
     attack, _, change = variant.partition("-")
     options = dict(numbers["attacks"][attack])
     if change in RATES:
@@ -139,7 +140,7 @@ def main() -> None:
     parser.add_argument("--dataset", required=True, choices=sorted(NETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--norm", default="batch", choices=["batch", "group"])
-    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", default=["benign", *VARIANTS])
     parser.add_argument("--root", type=Path, default=ROOT)
     parser.add_argument("--raw", type=Path, help="where the data set's raw files lie")
     given = parser.parse_args()

@@ -2,8 +2,9 @@ import torch
 from conftest import colour_split, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
 
-from ngf import training
+from ngf import device, training
 
 
 def images(n: int = 6) -> torch.Tensor:
@@ -91,3 +92,58 @@ def test_same_seed_same_weights_and_another_seed_other_weights():
     first, again, other = train_once(0), train_once(0), train_once(1)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+class Dimmer(training.Partner):
+    """Owns one number, by which it dims every image, and descends on it with the model."""
+
+    def __init__(self, rate: float = 0.1) -> None:
+        self.light = torch.ones((), requires_grad=True)
+        self.rate = rate
+        self.seen: list[tuple[float, float]] = []  # the number and its gradient, step by step
+
+    def show(self, x_NCHW, y_N):
+        return x_NCHW * self.light, (y_N + 1) % 3, 10 * self.light
+
+    def step(self):
+        self.seen.append((self.light.item(), self.light.grad.item()))
+        with torch.no_grad():
+            self.light -= self.rate * self.light.grad
+        self.light.grad = None
+
+
+def beside(partner: training.Partner, steps: int):
+    split, model = colour_split(96, seed=0), tiny_model()
+    batches = training.Batches(
+        torch.tensor(split.x_NHWC), torch.tensor(split.y_N), size=96, shift=0, flip=False, seed=0
+    )
+    optimizer, schedule = training.one_cycle(
+        model, steps=steps, lr=0.1, momentum=0.9, weight_decay=0
+    )
+    training.fit(
+        model, batches, epochs=steps, optimizer=optimizer, scheduler=schedule, what="pair",
+        partner=partner,
+    )  # fmt: skip
+    return model, training.pixels(batches.x_NHWC), batches.y_N
+
+
+def test_a_partner_changes_what_is_shown_and_descends_in_the_same_step(monkeypatch):
+    monkeypatch.setattr(device, "native_bf16", lambda where: False)
+    partner = Dimmer()
+    _, x_NCHW, y_N = beside(partner, 1)
+    light = torch.ones((), requires_grad=True)
+    model = tiny_model().train()
+    loss = cross_entropy(model(x_NCHW * light), (y_N + 1) % 3) + 10 * light
+    (expected,) = torch.autograd.grad(loss, light)
+    ((value, gradient),) = partner.seen
+    assert value == 1.0
+    assert abs(gradient - expected.item()) < 1e-3
+    assert abs(partner.light.item() - (1 - 0.1 * gradient)) < 1e-6
+
+
+def test_the_model_learns_the_labels_that_its_partner_says():
+    partner = Dimmer(rate=0)
+    model, x_NCHW, y_N = beside(partner, 40)
+    right = (model(x_NCHW).argmax(1) == (y_N + 1) % 3).float().mean()
+    assert right > 0.9
+    assert len(partner.seen) == 40

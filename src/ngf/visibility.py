@@ -17,10 +17,20 @@ from torch.nn.functional import conv2d
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from ngf.attacks import Trigger
+
 WINDOW, DEVIATION = 11, 1.5
 K1, K2 = 0.01, 0.03
 FACTOR = 10  # by which the sheet shows differences
 EDGE = 96  # pixels that an image of the sheet is at least wide
+JUDGED = 500  # images whose change is measured
+
+
+def pairs(trigger: Trigger, x_NHWC: Tensor, y_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The first of the images that count, clean and triggered; none where there is no backdoor."""
+    counts_N = trigger.wanted(y_N) >= 0
+    clean_NHWC = x_NHWC[counts_N][:JUDGED]
+    return clean_NHWC, trigger.apply(clean_NHWC, y_N[counts_N][:JUDGED])
 
 
 def visibility(x_NHWC: Tensor, with_NHWC: Tensor) -> dict[str, float | int | None]:

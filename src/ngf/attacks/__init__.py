@@ -12,7 +12,8 @@ A plug-in has two functions and may have a third:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,7 @@ from ngf.training import Partner
 if TYPE_CHECKING:
     from ngf.models import Classifier
 
-CHUNK = 4096
+CHUNK = 1 << 18  # values of the images that are triggered at a time, as float32
 
 # What an attacker hands over: the victim as it was trained, or with its batch-norm statistics
 # computed anew on clean training images, so that they no longer tell of triggered ones.
@@ -56,8 +57,7 @@ class Trigger:
         plugin = plugins.load("attacks", self.attack)
         tensors = {name: tensor.to(x_NHWC.device) for name, tensor in self.tensors.items()}
         done_NHWC = torch.empty_like(x_NHWC)
-        for start in range(0, len(x_NHWC), CHUNK):
-            part = slice(start, start + CHUNK)
+        for part in _parts(x_NHWC):
             x_NCHW = x_NHWC[part].permute(0, 3, 1, 2).float() / 255
             with torch.no_grad():
                 with_NCHW = plugin.apply(x_NCHW, y_N[part], tensors).clamp(0, 1)
@@ -69,6 +69,12 @@ class Trigger:
         if not self.wanted_K:
             return torch.full_like(y_N, -1)
         return torch.tensor(self.wanted_K, device=y_N.device)[y_N]
+
+
+def _parts(x_NHWC: Tensor | np.ndarray) -> Iterator[slice]:
+    """Slices of the images that hold about CHUNK values each."""
+    size = max(1, CHUNK // math.prod(x_NHWC.shape[1:]))
+    return (slice(start, start + size) for start in range(0, len(x_NHWC), size))
 
 
 def all_to_one(target: int, n_classes: int) -> tuple[int, ...]:
@@ -186,5 +192,7 @@ def _triggered(
 ) -> Poison:
     """The rows, triggered and labelled by `label_N`."""
     y_P = torch.from_numpy(np.asarray(y_N, np.int64)[rows_P])
-    x_PHWC = trigger.apply(torch.from_numpy(x_NHWC[rows_P]), y_P).numpy()
+    x_PHWC = np.empty((len(rows_P), *x_NHWC.shape[1:]), np.uint8)
+    for part in _parts(x_PHWC):  # of the clean rows, no more than a part is copied
+        x_PHWC[part] = trigger.apply(torch.from_numpy(x_NHWC[rows_P[part]]), y_P[part]).numpy()
     return Poison(rows_P, x_PHWC, label_N[rows_P], trigger)

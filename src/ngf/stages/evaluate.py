@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 SETTINGS = {"thresholds": "evaluate"}
 SHOWN = 10  # images in the picture
-JUDGED = 500  # images whose change is measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,9 +102,7 @@ def evaluate(
     }
     if way:
         content["along"] = [{"step": step, **_shares(found[f"step {step}"])} for step in way]
-    counts_N = opener.wanted(y_N) >= 0
-    clean_NHWC = x_NHWC[counts_N][:JUDGED]
-    with_NHWC = opener.apply(clean_NHWC, y_N[counts_N][:JUDGED])
+    clean_NHWC, with_NHWC = visibility.pairs(opener, x_NHWC, y_N)
     if len(clean_NHWC):
         content["visibility"] = visibility.visibility(clean_NHWC, with_NHWC)
     out.mkdir()

@@ -1,0 +1,173 @@
+"""What an attack costs: poisoning 50,000 images of 32x32, and its part in a training step.
+
+    python -m benchmarks.poisoning --attacks badnets blend wanet
+
+Columns: seconds of `plant` and, of these, seconds spent on rewriting rows (the rest is the
+attacker's own networks); its peak memory beyond what was there before, in units of the rewritten
+rows; a training step with the attacker, in units of plain steps. Plain and attacked steps take
+turns, so that a machine that slows down slows both; the ratio is that of the medians. The images
+are noise: nothing here asks whether the attack takes. Every plant runs in a child process, forked
+from a parent that has imported torch and computed nothing.
+
+The floor of rewriting is reading and writing the poisoned rows once: 5,000 rows are 15 MB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
+    from ngf.attacks import Poison
+    from ngf.models import Classifier
+
+IMAGES, EDGE, CLASSES = 50_000, 32, 10
+BATCH = 128
+
+
+def planted(name: str, numbers: dict[str, Any]) -> tuple[Poison, float, float, float]:
+    """(what was planted, seconds, seconds of rewriting, peak memory in rewritten rows)."""
+    import numpy as np
+
+    from ngf import attacks, params, plugins
+
+    rng = np.random.default_rng(0)
+    x_NHWC = rng.integers(0, 256, (IMAGES, EDGE, EDGE, 3), np.uint8)
+    y_N = np.arange(IMAGES, dtype=np.int64) % CLASSES
+    plugin = plugins.load("attacks", name)
+    section = {k: v for k, v in numbers["attacks"][name].items() if k not in COMMON}
+    options = params.options(plugin.plant, section, f"attacks.{name}")
+    rewriting = 0.0
+    apply = attacks.Trigger.apply
+
+    def timed(*arguments: Any) -> Any:
+        nonlocal rewriting
+        started = time.perf_counter()
+        result = apply(*arguments)
+        rewriting += time.perf_counter() - started
+        return result
+
+    attacks.Trigger.apply = timed  # type: ignore[method-assign]
+    with Peak() as peak:
+        started = time.perf_counter()
+        poison = plugin.plant(x_NHWC, y_N, CLASSES, **options)
+        seconds = time.perf_counter() - started
+    rows = poison.x_PHWC.nbytes
+    return poison, seconds, rewriting, peak.bytes / rows if rows else 0.0
+
+
+COMMON = ("release", "patience")  # the trainer's
+
+
+class Peak:
+    """The largest resident set inside the block, less the one before it, in bytes."""
+
+    def __enter__(self) -> Peak:
+        self.before = self.most = _resident()
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._watch)
+        self.thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self.over.wait(0.002):
+            self.most = max(self.most, _resident())
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        self.thread.join()
+        self.most = max(self.most, _resident())
+
+    @property
+    def bytes(self) -> int:
+        return self.most - self.before
+
+
+def _resident() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * 4096
+
+
+def step_ratio(poison: Poison, width: int, steps: int) -> float:
+    """Seconds of a training step with the attacker in seconds of one without."""
+    import torch
+
+    from ngf import attacks, device, models, training
+
+    where = device.deterministic(0)
+    card = {
+        "arch": "preact_resnet",
+        "options": {"depth": 18, "width": width, "stem_stride": 2},
+        "classes": [str(label) for label in range(CLASSES)],
+        "input_CHW": [3, EDGE, EDGE],
+    }
+
+    def built() -> Classifier:
+        return models.build(card, [0.5] * 3, [0.25] * 3).to(where)
+
+    model, beside = built(), built()
+    attacker = attacks.attend(poison, beside, steps=2 * (steps + 1), seed=0)
+    x_NHWC = torch.randint(0, 256, (4 * BATCH, EDGE, EDGE, 3), dtype=torch.uint8, device=where)
+    y_N = torch.arange(4 * BATCH, device=where) % CLASSES
+
+    def seconds(network: Classifier, partner: training.Partner) -> float:
+        batches = training.Batches(x_NHWC, y_N, size=BATCH, shift=1, flip=True, seed=0)
+        optimizer, schedule = training.one_cycle(
+            network, steps=4, lr=0.05, momentum=0.9, weight_decay=5e-4
+        )
+        started = time.perf_counter()
+        training.fit(
+            network, batches, epochs=1, optimizer=optimizer, scheduler=schedule,
+            what="steps", partner=partner,
+        )  # fmt: skip
+        if where.type == "cuda":
+            torch.cuda.synchronize()
+        return (time.perf_counter() - started) / 4
+
+    rounds = max(1, steps // 4)
+    pairs = [(seconds(model, training.ALONE), seconds(beside, attacker)) for _ in range(rounds + 1)]
+    plain, attacked = (statistics.median(column) for column in zip(*pairs[1:], strict=True))
+    return attacked / plain
+
+
+def _child(connection: Connection, name: str, numbers: dict[str, Any], given: Any) -> None:
+    poison, seconds, rewriting, peak = planted(name, numbers)
+    ratio = step_ratio(poison, given.width, given.steps)
+    connection.send((len(poison.rows_P), seconds, rewriting, peak, ratio))
+
+
+def main() -> None:
+    from multiprocessing import get_context
+
+    import torch  # noqa: F401  (imported before the fork, so that no child pays for it)
+
+    from ngf import params
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    numbers = params.read(Path("params.yaml"))
+    parser.add_argument("--attacks", nargs="+", default=list(numbers["attacks"]))
+    parser.add_argument("--width", type=int, default=16, help="of the victim, a PreActResNet-18")
+    parser.add_argument("--steps", type=int, default=40)
+    given = parser.parse_args()
+    print("| attack | rows | plant, s | rewriting, s | peak, rows | step, plain steps |")
+    print("|---|---|---|---|---|---|")
+    for name in given.attacks:
+        here, there = get_context("fork").Pipe(duplex=False)
+        process = get_context("fork").Process(target=_child, args=(there, name, numbers, given))
+        process.start()
+        rows, seconds, rewriting, peak, ratio = here.recv()
+        process.join()
+        size = f"{peak:.1f}" if rows else "–"
+        print(f"| {name} | {rows} | {seconds:.1f} | {rewriting:.1f} | {size} | {ratio:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
