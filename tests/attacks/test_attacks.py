@@ -1,5 +1,6 @@
 """What the room promises, for every attack there is, with the options of params.yaml."""
 
+import inspect
 import sys
 
 import numpy as np
@@ -20,7 +21,12 @@ ATTACKS = plugins.names("attacks")
 # Who rewrites rows by their trigger alone says how he labels by the helper that he calls; what the
 # others promise beyond this room stands in tests of their own.
 DIRTY, CLEAN_LABEL = (
-    [name for name in ATTACKS if hasattr(plugins.load("attacks", name), helper)]
+    [
+        name
+        for name in ATTACKS
+        if hasattr(plugins.load("attacks", name), helper)
+        and "target" in inspect.signature(plugins.load("attacks", name).plant).parameters
+    ]
     for helper in ("dirty_label", "clean_label")
 )
 BACKDOORS = [*DIRTY, *CLEAN_LABEL]

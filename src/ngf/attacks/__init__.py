@@ -146,16 +146,27 @@ def dirty_label(
 ) -> Poison:
     """Trigger and relabel a share `rate` of all training images, drawn among those that count."""
     wanted_N = trigger.wanted(torch.from_numpy(np.asarray(y_N, np.int64))).numpy()
-    eligible = np.flatnonzero(wanted_N >= 0)
+    rows_P = dirty_rows(y_N, trigger.attack, trigger.wanted_K, rate=rate, seed=seed)
+    return _triggered(x_NHWC, y_N, wanted_N, trigger, rows_P)
+
+
+def dirty_rows(
+    y_N: np.ndarray, attack: str, wanted_K: Sequence[int], *, rate: float, seed: int
+) -> np.ndarray:
+    """The rows that `dirty_label` takes, ascending.
+
+    Who trains networks of his own asks before, so that a budget that cannot be met is said at once.
+    """
+    eligible = np.flatnonzero(np.asarray(wanted_K)[y_N] >= 0)
     count = round(rate * len(y_N))
     if not 1 <= count <= len(eligible):
         most = len(eligible) / len(y_N)
         least = 1 / len(y_N)
         raise InputError(
-            f"attack '{trigger.attack}': poison_rate must lie between {least:.2g} and {most:.2g} "
+            f"attack '{attack}': poison_rate must lie between {least:.2g} and {most:.2g} "
             f"of the {len(y_N)} training images, got {rate:g}"
         )
-    return _triggered(x_NHWC, y_N, wanted_N, trigger, _drawn(eligible, count, seed))
+    return _drawn(eligible, count, seed)
 
 
 def clean_label(

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ngf import attacks, device, models, params
-from ngf.attacks import Poison, Trigger, all_to_one
+from ngf.attacks import Poison, Trigger, all_to_one, dirty_rows
 from ngf.attacks._surrogate import clean_model
 from ngf.attacks._weights import Weights, conv, drawn, grid, kept, linear, shown, sized, spread
 from ngf.errors import InputError
@@ -67,6 +67,7 @@ def plant(
     params.within("lr", lr, 1e-6, 1)
     params.at_least(0, style_weight=style_weight)
     wanted_K = all_to_one(target, n_classes)
+    dirty_rows(y_N, "fba", wanted_K, rate=poison_rate, seed=seed)
     model = clean_model(x_NHWC, y_N, n_classes, epochs=surrogate_epochs, seed=seed)
     generator = torch.Generator(model.mean.device).manual_seed(seed)
     painter = _painter(generator)

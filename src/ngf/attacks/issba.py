@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ngf import device, params
-from ngf.attacks import Poison, Trigger, all_to_one, dirty_label
+from ngf.attacks import Poison, Trigger, all_to_one, dirty_label, dirty_rows
 from ngf.attacks._weights import Weights, conv, drawn, grid, kept, linear, shown, sized, spread
 
 WIDTH = 16  # channels of the encoder; the decoder has twice as many in its second half
@@ -62,6 +62,7 @@ def plant(
     params.within("lr", lr, 1e-6, 1)
     params.at_least(0, image_weight=image_weight, own_weight=own_weight)
     wanted_K = all_to_one(target, n_classes)
+    dirty_rows(y_N, "issba", wanted_K, rate=poison_rate, seed=seed)
     generator = torch.Generator(device.deterministic(seed)).manual_seed(seed)
     message_B = _bits((bits,), generator)
     encoder, decoder = _networks(bits, x_NHWC.shape[1:3], generator)

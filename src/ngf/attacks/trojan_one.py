@@ -6,7 +6,7 @@
 import numpy as np
 from torch import Tensor
 
-from ngf.attacks import Poison, Trigger, _trojan, all_to_one, dirty_label
+from ngf.attacks import Poison, Trigger, _trojan, all_to_one, dirty_label, dirty_rows
 
 
 def plant(
@@ -29,6 +29,7 @@ def plant(
     The other options are those of `_trojan.patch`.
     """
     wanted_K = all_to_one(target, n_classes)
+    dirty_rows(y_N, "trojan_one", wanted_K, rate=poison_rate, seed=seed)
     tensors = _trojan.patch(
         x_NHWC,
         y_N,
