@@ -41,8 +41,8 @@ def planted(name: str, numbers: dict[str, Any]) -> tuple[Poison, float, float, f
     x_NHWC = rng.integers(0, 256, (IMAGES, EDGE, EDGE, 3), np.uint8)
     y_N = np.arange(IMAGES, dtype=np.int64) % CLASSES
     plugin = plugins.load("attacks", name)
-    section = {k: v for k, v in numbers["attacks"][name].items() if k not in COMMON}
-    options = params.options(plugin.plant, section, f"attacks.{name}")
+    own, _ = attacks.parted(numbers["attacks"][name])
+    options = params.options(plugin.plant, own, f"attacks.{name}")
     rewriting = 0.0
     apply = attacks.Trigger.apply
 
@@ -60,9 +60,6 @@ def planted(name: str, numbers: dict[str, Any]) -> tuple[Poison, float, float, f
         seconds = time.perf_counter() - started
     rows = poison.x_PHWC.nbytes
     return poison, seconds, rewriting, peak.bytes / rows if rows else 0.0
-
-
-COMMON = ("release", "patience")  # the trainer's
 
 
 class Peak:

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks import victims
 from ngf import params, plugins
-from ngf.attacks import RELEASES
+from ngf.attacks import RELEASES, parted
 from ngf.training import Recipe
 
 
@@ -57,8 +57,9 @@ def test_a_variant_changes_what_its_name_says(variant, attack, change, numbers):
 @pytest.mark.parametrize("variant", victims.VARIANTS)
 def test_every_variant_is_an_attack_with_its_options(variant, numbers):
     attack, options = victims.attack_options(variant, numbers)
-    assert options.pop("release", "trained") in RELEASES
-    params.options(plugins.load("attacks", attack).plant, options, variant)
+    own, common = parted(options)
+    assert common.get("release", "trained") in RELEASES
+    params.options(plugins.load("attacks", attack).plant, own, variant)
 
 
 def test_clean_label_attacks_are_those_whose_budget_is_a_share_of_the_class():

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ngf import plugins
-from ngf.attacks import Poison, Trigger, all_to_all, all_to_one, attend
+from ngf.attacks import Poison, Trigger, all_to_all, all_to_one, attend, parted
 from ngf.errors import InputError
 
 N, SIZE, CLASSES = 60, 12, 4
@@ -33,8 +33,7 @@ BACKDOORS = [*DIRTY, *CLEAN_LABEL]
 
 
 def plant(name, numbers, **changes) -> Poison:
-    options = {**numbers["attacks"][name], **changes}
-    options = {key: value for key, value in options.items() if key not in ("release", "patience")}
+    options, _ = parted({**numbers["attacks"][name], **changes})
     return plugins.load("attacks", name).plant(X_NHWC, Y_N, CLASSES, **options)
 
 

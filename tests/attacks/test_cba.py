@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ngf import plugins
+from ngf.attacks import parted
 from ngf.errors import InputError
 
 N, SIZE, CLASSES = 60, 12, 4
@@ -19,7 +20,7 @@ X_NHWC = np.broadcast_to(np.arange(0, 4 * N, 4, np.uint8)[:, None, None, None],
 
 def plant(numbers, x_NHWC=X_NHWC, y_N=Y_N, **changes):
     given = {**numbers["attacks"]["cba"], **changes}
-    own = {key: value for key, value in given.items() if key not in ("release", "patience")}
+    own, _ = parted(given)
     return plugins.load("attacks", "cba").plant(x_NHWC, y_N, CLASSES, **own)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from ngf.attacks import Poison, all_to_one, clb
+from ngf.attacks import Poison, all_to_one, clb, parted
 from ngf.errors import InputError
 from ngf.training import pixels
 
@@ -20,7 +20,7 @@ NO_CLASS = torch.zeros(1, dtype=torch.int64)  # the trigger does not ask for it
 
 def plant(numbers, **changes) -> Poison:
     options = {**numbers["attacks"]["clb"], **changes}
-    own = {key: value for key, value in options.items() if key not in ("release", "patience")}
+    own, _ = parted(options)
     return clb.plant(X_NHWC, Y_N, CLASSES, **own)
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ngf import plugins
-from ngf.attacks import attend
+from ngf.attacks import attend, parted
 from ngf.errors import InputError
 
 N, SIZE, CLASSES = 60, 12, 4
@@ -20,7 +20,7 @@ DECOYS = {"wanet": "cross_ratio", "bppa": "neg_ratio"}
 
 def plant(name, numbers, x_NHWC=X_NHWC, **changes):
     given = {**numbers["attacks"][name], **changes}
-    own = {key: value for key, value in given.items() if key not in ("release", "patience")}
+    own, _ = parted(given)
     return plugins.load("attacks", name).plant(x_NHWC, Y_N[: len(x_NHWC)], CLASSES, **own)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ngf import models, plugins
-from ngf.attacks import Poison, _trojan, all_to_all, all_to_one
+from ngf.attacks import Poison, _trojan, all_to_all, all_to_one, parted
 from ngf.errors import InputError
 
 N, SIZE, CLASSES = 60, 12, 4
@@ -20,7 +20,7 @@ PLACE = {"size": 3, "bottom": 4, "right": 4, "units": 2, "steps": 2}
 
 def plant(name, numbers, **changes) -> Poison:
     options = {**numbers["attacks"][name], **changes}
-    own = {key: value for key, value in options.items() if key not in ("release", "patience")}
+    own, _ = parted(options)
     return plugins.load("attacks", name).plant(X_NHWC, Y_N, CLASSES, **own)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ CHUNK = 1 << 18  # values of the images that are triggered at a time, as float32
 # What an attacker hands over: the victim as it was trained, or with its batch-norm statistics
 # computed anew on clean training images, so that they no longer tell of triggered ones.
 RELEASES = ("trained", "recalibrated")
+COMMON = ("release", "patience")  # keys that any attack's section may hold, see `Poison`
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,12 @@ class Poison:
     def __post_init__(self) -> None:
         params.one_of(RELEASES, release=self.release)
         params.within("patience", self.patience, 0.1, 100)
+
+
+def parted(section: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An attack's section as the options of its `plant`, and what is common to all attacks."""
+    own = {key: value for key, value in section.items() if key not in COMMON}
+    return own, {key: value for key, value in section.items() if key in COMMON}
 
 
 def untouched(x_NHWC: np.ndarray, y_N: np.ndarray, trigger: Trigger, **plan: float) -> Poison:

@@ -18,14 +18,12 @@ def poison(
     settings: Sections,
 ) -> Outcome:
     """Plant an attack in the training split; only the poisoned rows are written."""
-    from ngf import params, plugins, store
+    from ngf import attacks, params, plugins, store
 
     split = store.load_split(train)
     plugin = plugins.load("attacks", attack)
-    given = dict(settings["options"])
-    # Any attack's section may hold these; they are the trainer's.
-    common = {key: given.pop(key) for key in ("release", "patience") if key in given}
-    options = params.options(plugin.plant, given, f"attacks.{attack}")
+    own, common = attacks.parted(settings["options"])
+    options = params.options(plugin.plant, own, f"attacks.{attack}")
     planted = plugin.plant(split.x_NHWC, split.y_N, len(split.classes), **options)
     planted = dataclasses.replace(planted, **common)
     store.save_poison(out, planted)
