@@ -1,11 +1,12 @@
 """The benchmark's victims: a variant changes what its name says, and nothing else."""
 
 import copy
+import time
 from pathlib import Path
 
 import pytest
 
-from benchmarks import victims
+from benchmarks import poisoning, victims
 from ngf import params, plugins
 from ngf.attacks import RELEASES, parted
 from ngf.training import Recipe
@@ -111,3 +112,26 @@ def test_the_recipe_builds(dataset, norm, numbers):
 def test_there_are_numbers_for_every_data_set():
     root = Path(__file__).parents[1]
     assert victims.NETS.keys() <= params.read(root / "params.yaml")["train"].keys()
+
+
+# Poisoning ---------------------------------------------------------------------------------------
+
+
+def test_the_peak_counts_what_was_there_for_a_moment():
+    with poisoning.Peak() as peak:
+        block = b"x" * 60_000_000
+        time.sleep(0.05)
+        del block
+    assert 50e6 < peak.bytes < 120e6
+
+
+@pytest.mark.parametrize(("attack", "rows"), [("badnets", 40), ("lira", 0)])
+def test_a_row_of_the_table_of_costs(attack, rows, numbers, monkeypatch):
+    monkeypatch.setattr(poisoning, "IMAGES", 400)
+    poison, seconds, rewriting, peak = poisoning.planted(attack, numbers)
+    assert len(poison.rows_P) == rows
+    assert (rewriting > 0) == (rows > 0)
+    assert seconds >= rewriting
+    assert peak >= 0
+    monkeypatch.setattr(poisoning, "BATCH", 16)
+    assert poisoning.step_ratio(poison, width=4, steps=4) > 0.1

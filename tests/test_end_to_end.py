@@ -90,7 +90,7 @@ def test_the_grid_leaves_metrics_and_a_decision_for_every_cell(clone):
     assert decision["passed"] is False
     assert "the attack did not take" in decision["reasons"][0]
     table = run("ngf", "table", cwd=clone).stdout
-    assert table.count("ATTACK DID NOT TAKE") == 2
+    assert table.count("VICTIM FAILED: the attack did not take") == 2
 
 
 def test_mlflow_holds_the_tree_and_the_registered_model_works(clone):
@@ -107,7 +107,7 @@ assert parents == {("prepare", None), ("train", "prepare"), ("poison", "prepare"
                    ("promote", "evaluate")}, parents
 assert {run.info.status for run in runs} == {"FINISHED"}
 version = client.get_model_version("ngf-signs-badnets", "1")
-assert version.tags["gate"].startswith("rejected: the attack did not take"), version.tags
+assert version.tags["gate"].startswith("rejected: nothing was there to purify"), version.tags
 assert not client.get_registered_model("ngf-signs-badnets").aliases
 model = mlflow.pytorch.load_model("models:/ngf-signs-badnets/1")
 assert model(torch.rand(5, 3, 32, 32)).shape == (5, 16)
