@@ -28,7 +28,7 @@ from ngf.training import Partner
 if TYPE_CHECKING:
     from ngf.models import Classifier
 
-CHUNK = 1 << 18  # values of the images that are triggered at a time, as float32
+CHUNK = 1 << 16  # values of the images that are triggered at a time, as float32
 
 # What an attacker hands over: the victim as it was trained, or with its batch-norm statistics
 # computed anew on clean training images, so that they no longer tell of triggered ones.

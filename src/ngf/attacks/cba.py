@@ -17,7 +17,7 @@ from ngf import params
 from ngf.attacks import Poison, Trigger
 from ngf.errors import InputError
 
-CHUNK = 1024
+CHUNK = 128
 
 
 def plant(
