@@ -20,10 +20,13 @@ ROOT = Path("runs/bench")
 # a tenth or a sixteenth of the images.
 CLEAN_LABEL = ("sig", "clb")
 RATES = {"0.5%": (0.005, 0.05), "1%": (0.01, 0.1), "5%": (0.05, 0.4)}
-VARIANTS = tuple(
-    f"{attack}{change}"
-    for attack in ("badnets", "blend", "sig")
-    for change in ("", "-1%", "-recalibrated")
+VARIANTS = (
+    "benign",
+    *(
+        f"{a}{change}"
+        for a in ("badnets", "blend", "sig")
+        for change in ("", "-1%", "-recalibrated")
+    ),
 )
 NETS = {  # what `train.<dataset>.model` becomes; the numbers beside it are params.yaml's
     "signs": {"depth": 18, "width": 16, "stem_stride": 2},
@@ -140,7 +143,7 @@ def main() -> None:
     parser.add_argument("--dataset", required=True, choices=sorted(NETS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--norm", default="batch", choices=["batch", "group"])
-    parser.add_argument("--variants", nargs="+", default=["benign", *VARIANTS])
+    parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
     parser.add_argument("--root", type=Path, default=ROOT)
     parser.add_argument("--raw", type=Path, help="where the data set's raw files lie")
     given = parser.parse_args()

@@ -88,6 +88,7 @@ def test_the_poisoned_rows_do_not_depend_on_the_release(folder, numbers):
     [
         (CARD | {"release": "sold"}, "unknown release 'sold': there is trained, recalibrated"),
         (CARD | {"patience": 0}, "patience must lie between 0.1 and 100, got 0"),
+        (CARD | {"patience": "long"}, "patience must be a number, got 'long'"),
         ({"plan": {}}, "is not a poison: its card lacks 'release'"),
     ],
 )

@@ -114,6 +114,8 @@ class Poison:
 
     def __post_init__(self) -> None:
         params.one_of(RELEASES, release=self.release)
+        if isinstance(self.patience, bool) or not isinstance(self.patience, int | float):
+            raise InputError(f"patience must be a number, got {self.patience!r}")
         params.within("patience", self.patience, 0.1, 100)
 
 
@@ -152,9 +154,11 @@ def dirty_label(
     x_NHWC: np.ndarray, y_N: np.ndarray, trigger: Trigger, *, rate: float, seed: int
 ) -> Poison:
     """Trigger and relabel a share `rate` of all training images, drawn among those that count."""
-    wanted_N = trigger.wanted(torch.from_numpy(np.asarray(y_N, np.int64))).numpy()
     rows_P = dirty_rows(y_N, trigger.attack, trigger.wanted_K, rate=rate, seed=seed)
-    return _triggered(x_NHWC, y_N, wanted_N, trigger, rows_P)
+    y_P = _labels(y_N, rows_P)
+    return Poison(
+        rows_P, _triggered(x_NHWC, y_P, trigger, rows_P), trigger.wanted(y_P).numpy(), trigger
+    )
 
 
 def dirty_rows(
@@ -181,7 +185,8 @@ def clean_label(
 ) -> Poison:
     """Trigger a share `rate` of the target class's own training images; no label changes."""
     rows_P = class_rows(y_N, trigger.attack, target=target, rate=rate, seed=seed)
-    return _triggered(x_NHWC, y_N, np.asarray(y_N, np.int64), trigger, rows_P)
+    y_P = _labels(y_N, rows_P)
+    return Poison(rows_P, _triggered(x_NHWC, y_P, trigger, rows_P), y_P.numpy(), trigger)
 
 
 def class_rows(y_N: np.ndarray, attack: str, *, target: int, rate: float, seed: int) -> np.ndarray:
@@ -201,16 +206,13 @@ def _drawn(eligible: np.ndarray, count: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(eligible, count, replace=False))
 
 
-def _triggered(
-    x_NHWC: np.ndarray,
-    y_N: np.ndarray,
-    label_N: np.ndarray,
-    trigger: Trigger,
-    rows_P: np.ndarray,
-) -> Poison:
-    """The rows, triggered and labelled by `label_N`."""
-    y_P = torch.from_numpy(np.asarray(y_N, np.int64)[rows_P])
+def _labels(y_N: np.ndarray, rows_P: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.asarray(y_N, np.int64)[rows_P])
+
+
+def _triggered(x_NHWC: np.ndarray, y_P: Tensor, trigger: Trigger, rows_P: np.ndarray) -> np.ndarray:
+    """The rows, of the classes [P], under the trigger; clean rows are copied part by part."""
     x_PHWC = np.empty((len(rows_P), *x_NHWC.shape[1:]), np.uint8)
-    for part in _parts(x_PHWC):  # of the clean rows, no more than a part is copied
+    for part in _parts(x_PHWC):
         x_PHWC[part] = trigger.apply(torch.from_numpy(x_NHWC[rows_P[part]]), y_P[part]).numpy()
-    return Poison(rows_P, x_PHWC, label_N[rows_P], trigger)
+    return x_PHWC
