@@ -28,6 +28,8 @@ SHORT = {
     "batch_size": BATCH,
     "shift": SHIFT,
     "least_gap": 0.0,
+    "mixed": 64,
+    "mixed_lead": 1.0,
 }
 NO_SECOND = {"least_gap": 1.0, "unsuspected": 0.0}
 SIEVE_ALONE = {"steps": 0, "search": 1, **NO_SECOND}
@@ -325,12 +327,14 @@ def test_the_budget_holds_the_model_and_not_the_copy(run, suspected, budget, str
 @pytest.mark.parametrize("kind", ["batch", "group"])
 def test_notes_say_what_was_found_and_done(run, kind):
     notes = run(kind).notes
-    assert notes.keys() == {"strength", "evidence", "gap", "suspected_target", "firmness"}
+    names = "strength evidence gap suspected_target firmness mixed_lead"
+    assert notes.keys() == set(names.split())
     assert notes["strength"] in STRENGTHS
     assert notes["evidence"] > 0 if kind == "batch" else notes["evidence"] == 0
     assert 0 <= notes["gap"] <= 1
     assert notes["suspected_target"] in range(CLASSES)
     assert notes["firmness"] > 0
+    assert 0 <= notes["mixed_lead"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -457,6 +461,26 @@ def test_trust_is_in_the_victim_and_not_in_the_sieved_model(run, displays):
         assert (p_NK - answers(purified.model, x_NCHW)).abs().max() > 0.01
 
 
+# Mixtures -------------------------------------------------------------------------------------
+
+
+def test_mixtures_are_shown_beside_clean_images_where_a_class_leads(run, displays):
+    purified = run(mixed_lead=0.0, mixed_longer=2.0, **NO_SECOND)
+    assert purified.steps == 2 * SHORT["steps"] == len(displays["shown"])
+    assert 0 <= purified.notes["mixed_lead"] <= 1
+    for (x_NCHW, _), (shown_NCHW, p_NK) in displays["shown"]:
+        count = len(x_NCHW)
+        assert len(shown_NCHW) == len(p_NK) == 2 * count
+        assert torch.equal(shown_NCHW[:count], x_NCHW)
+        torch.testing.assert_close(p_NK.sum(1), torch.ones(2 * count))
+
+
+def test_without_a_leading_class_nothing_is_mixed(run, displays):
+    purified = run(mixed_lead=1.0, mixed_longer=2.0, **NO_SECOND)
+    assert purified.steps == SHORT["steps"]
+    assert [len(shown[0]) for _, shown in displays["shown"]] == [BATCH] * SHORT["steps"]
+
+
 # How a batch is shown -------------------------------------------------------------------------
 
 
@@ -469,7 +493,7 @@ def batch(count):
 def shown(moves_MCHW, given, *, reach=3.0, share=1.0, trust=0.0):
     generator = torch.Generator().manual_seed(0)
     move = ngf._mover(moves_MCHW, reach, generator)
-    with ngf._shown(victim(), trust, move, share)(given) as pair:
+    with ngf._shown(victim(), trust, [ngf._moved(move, share)])(given) as pair:
         return pair
 
 
@@ -554,6 +578,9 @@ def test_moved_pixels_stay_pixels(move, bound):
         ({"shift": SIZE}, f"shift must lie between 0 and {SIZE - 1}, got {SIZE}"),
         ({"layers": "all"}, r"unknown layers 'all': there is norms\+head, norms, head"),
         ({"fisher": "kfac"}, "unknown fisher 'kfac': there is diagonal, identity"),
+        ({"mixed": 0}, "mixed must be at least 1, got 0"),
+        ({"mixed_lead": 1.5}, "mixed_lead must lie between 0 and 1, got 1.5"),
+        ({"mixed_longer": -1.0}, "mixed_longer must be at least 0, got -1"),
         ({"lr": 1.5}, "lr must lie between 0 and 1, got 1.5"),
         ({"eta": -1.0}, "eta must be at least 0, got -1"),
         ({"damping": -1.0}, "damping must be at least 0, got -1"),

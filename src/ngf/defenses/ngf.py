@@ -8,7 +8,8 @@ defense uses the paper's means in four moves:
 2. Suspect. Find the class that the model, and not its copy, is drawn to more than to any other.
 3. Sieve again, against what draws the images to that class.
 4. Recover. Natural gradient on batch norms and head, with the Fisher-weighted anchor, on clean
-   images and on some of them under what was found.
+   images and on some of them under what was found; and, where mixtures of two clean images draw the
+   model to a third class, on those.
 
 It makes use of what batch norm remembers of triggered images, does not need it, and works without
 batch norm, tuning the head alone in the end.
@@ -17,7 +18,7 @@ batch norm, tuning the head alone in the end.
 import contextlib
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -28,12 +29,14 @@ from ngf.defenses import Clean, Purified
 from ngf.device import autocast
 from ngf.exposure import moves_to, suspect
 from ngf.fisher.natural import Rule, Show, descend
+from ngf.mixtures import Mixtures
 from ngf.models import Classifier
 from ngf.progress import track
 from ngf.sieve import observe, sieve, sieve_against, sieve_within
 from ngf.training import Batch, Batches
 
 Move = Callable[[Tensor], Tensor]  # displaces images [N, C, H, W]
+More = Callable[[Batch], Batch]  # what is shown beside a batch; answers are probabilities
 
 SLIGHT = 0.003  # lambda beside mu: keeps the second sieve's inverse well-posed
 
@@ -58,6 +61,9 @@ def purify(
     share: float,
     trust: float,
     views: int,
+    mixed: int,
+    mixed_lead: float,
+    mixed_longer: float,
     steps: int,
     batch_size: int,
     layers: str,
@@ -88,15 +94,21 @@ def purify(
             product.
         trust: weight of the victim's answer to the clean image beside the label, in [0, 1].
         views: augmented passes over the clean split for the sieve and for the Fisher.
+        mixed: pairs of clean images that are mixed and shown to the victim.
+        mixed_lead: from which `Mixtures.lead` on the last move shows as many of the hard ones as
+            clean images, and makes mixed_longer times the steps.
         steps, batch_size: natural-gradient steps and the clean images of each.
         layers, fisher, lr, eta, damping, damping_last: see `ngf.fisher.natural.Rule`.
         shift: pixels of random translation in every view.
 
     Notes: `strength` of the sieve; `evidence`, what batch norm remembers beyond clean images (see
     `ngf.sieve`); `gap` of the most suspicious class (see `ngf.exposure`); `suspected_target`, that
-    class, or -1 where the gap is too small; `firmness`, the mu that was taken.
+    class, or -1 where the gap is too small; `firmness`, the mu that was taken; `mixed_lead`, by
+    how much one class draws mixtures of two others more than the next (`Mixtures.lead`).
     """
-    params.at_least(1, views=views, moves=moves, search=search)
+    params.at_least(1, views=views, moves=moves, search=search, mixed=mixed)
+    params.at_least(0, mixed_longer=mixed_longer)
+    params.within("mixed_lead", mixed_lead, 0, 1)
     params.at_least(0, steps=steps, weak=weak, damp=damp, budget=budget, strong=strong, reach=reach)
     params.at_least(0, firm=firm, mild=mild, unsuspected=unsuspected)
     params.within("radius", radius, 1e-6, 1)
@@ -132,12 +144,18 @@ def purify(
     suspected = found.gap >= least_gap
     part = found.left * min(1.0, found.gap / sure_gap)
     firmness = firm**part * mild ** (1 - part) if suspected else unsuspected
-    show = _shown(victim, trust)
+    more: list[More] = []
     if firmness:
         moves_MCHW = moves_to(sieved, found.target, draw, moves=moves, radius=radius, steps=search)
         move = _mover(moves_MCHW, reach, generator)
         sieve_against(model, seen, move(x_NCHW), weak=SLIGHT, firm=firmness)
-        show = _shown(victim, trust, move, part * share)
+        more.append(_moved(move, part * share))
+    own_chance = torch.Generator(clean.y_N.device).manual_seed(next(seeds))
+    pairs = Mixtures(victim, x_NCHW, y_N, target_NK, count=mixed, generator=own_chance)
+    if pairs.lead >= mixed_lead:
+        steps = round(mixed_longer * steps)
+        more.append(lambda batch: pairs.hard(len(batch[1])))
+    show = _shown(victim, trust, more)
     tuned = descend(model, own, steps=steps, views=views, rule=rule, generator=generator, show=show)
     notes = {
         "strength": strength,
@@ -145,6 +163,7 @@ def purify(
         "gap": found.gap,
         "suspected_target": found.target if suspected else -1,
         "firmness": firmness,
+        "mixed_lead": pairs.lead,
     }
     return Purified(model, tuned, steps, notes)
 
@@ -163,21 +182,26 @@ def _mover(moves_MCHW: Tensor, reach: float, generator: torch.Generator) -> Move
     return move
 
 
-def _shown(victim: Classifier, trust: float, move: Move | None = None, share: float = 0.0) -> Show:
-    """Shows a batch as it is, then the first `share` of it moved.
+def _moved(move: Move, share: float) -> More:
+    """The first `share` of a batch, moved; the answers stay."""
 
-    A moved image keeps the answer to the image as it was.
-    """
+    def more(batch: Batch) -> Batch:
+        x_NCHW, p_NK = batch
+        count = round(share * len(p_NK))
+        return move(x_NCHW[:count]), p_NK[:count]
+
+    return more
+
+
+def _shown(victim: Classifier, trust: float, more: Sequence[More]) -> Show:
+    """Shows a batch with its answers, and what else there is."""
 
     @contextlib.contextmanager
     def show(batch: Batch) -> Iterator[Batch]:
-        x_NCHW, y_N = batch
-        p_NK = _answers(victim, batch, trust)
-        count = round(share * len(y_N))
-        if move is None or count == 0:
-            yield x_NCHW, p_NK
-        else:
-            yield torch.cat([x_NCHW, move(x_NCHW[:count])]), torch.cat([p_NK, p_NK[:count]])
+        own = batch[0], _answers(victim, batch, trust)
+        shown = [own, *(another(own) for another in more)]
+        x_NCHW, p_NK = map(torch.cat, zip(*shown, strict=True))
+        yield x_NCHW, p_NK
 
     return show
 

@@ -1,0 +1,109 @@
+"""Mixtures: halves of two clean images in one, and what a model sees in them that neither holds.
+
+A composite backdoor (Lin et al. 2020, "Composite Backdoor Attack") opens where two classes meet in
+one image: it is made of what clean images use, so nothing that filters clean images' features
+finds it. But the clean images themselves show it, cut and joined at random as in CutMix (Yun et
+al. 2019, arXiv 1905.04899): a model should see the two classes that are there. Where it sees a
+third one again and again, it is drawn to that class, and those mixtures are what it has to learn.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ngf.device import autocast
+from ngf.training import Batch
+
+CHUNK = 512  # mixtures in one forward pass
+LITTLE = 0.02  # a draw below it is nobody's
+
+
+class Mixtures:
+    """Mixtures of the images that were given, and what a model makes of them.
+
+    Args:
+        model: in evaluation mode; asked once. answer_NK: what should be answered to each image.
+        count: pairs that are tried, of two classes each.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        x_NCHW: Tensor,
+        y_N: Tensor,
+        answer_NK: Tensor,
+        *,
+        count: int,
+        generator: torch.Generator,
+    ) -> None:
+        self.generator = generator
+        order_N = y_N.argsort(stable=True)  # by class, so that one of a class is quickly found
+        self.x_NCHW, self.answer_NK = x_NCHW[order_N], answer_NK[order_N]
+        self.y_N = y_N[order_N]
+        self.count_K = torch.bincount(y_N, minlength=answer_NK.shape[1])
+        self.first_K = self.count_K.cumsum(0) - self.count_K
+        one_M = self._whole(len(y_N), count)
+        two_M = self._strangers(self.y_N[one_M])
+        self.pair_2M = self.y_N[torch.stack([one_M, two_M])]
+        self.third_MK = self._third(model, one_M, two_M)
+
+    @property
+    def lead(self) -> float:
+        """By which share of its draw one third class lies ahead of the next, in [0, 1].
+
+        A class's draw is its mean probability over the mixtures. All classes of a benign model draw
+        about alike.
+        """
+        first, second = self.third_MK.mean(0).topk(2).values
+        return ((first - second) / first.clamp_min(LITTLE)).item()
+
+    def hard(self, count: int) -> Batch:
+        """`count` new mixtures and their answers, half of the answer to either image.
+
+        Their classes are those of the mixtures that were tried, more often the more was seen there
+        that is not.
+        """
+        hardness_M = self.third_MK.sum(1).square()
+        rows = torch.multinomial(hardness_M, count, replacement=True, generator=self.generator)
+        one_N, two_N = map(self._members, self.pair_2M[:, rows])
+        return self._joined(one_N, two_N), (self.answer_NK[one_N] + self.answer_NK[two_N]) / 2
+
+    @torch.no_grad()
+    def _third(self, model: nn.Module, one_M: Tensor, two_M: Tensor) -> Tensor:
+        """Probabilities [M, K], those of the two classes that are there set to 0."""
+        with autocast(self.x_NCHW.device):
+            parts = [
+                model(self._joined(*rows))
+                for rows in zip(one_M.split(CHUNK), two_M.split(CHUNK), strict=True)
+            ]
+        third_MK = torch.cat(parts).float().softmax(1)
+        return third_MK.scatter_(1, self.pair_2M.T, 0)
+
+    def _whole(self, end: int, count: int) -> Tensor:
+        return torch.randint(end, (count,), generator=self.generator, device=self.y_N.device)
+
+    def _members(self, label_N: Tensor) -> Tensor:
+        """A random image of each class."""
+        return self.first_K[label_N] + self._below(self.count_K[label_N])
+
+    def _strangers(self, label_N: Tensor) -> Tensor:
+        """A random image of another class each."""
+        row_N = self._below(len(self.y_N) - self.count_K[label_N])
+        return row_N + torch.where(row_N < self.first_K[label_N], 0, self.count_K[label_N])
+
+    def _below(self, end_N: Tensor) -> Tensor:
+        """A random whole number below each."""
+        share_N = torch.rand(
+            len(end_N), generator=self.generator, device=end_N.device, dtype=torch.float64
+        )
+        return (share_N * end_N).long()
+
+    def _joined(self, one_N: Tensor, two_N: Tensor) -> Tensor:
+        """The left or the upper half of the first image, the rest of the second."""
+        height, width = self.x_NCHW.shape[2:]
+        half_2HW = torch.zeros(2, height, width, dtype=torch.bool, device=one_N.device)
+        half_2HW[0, :, : width // 2] = True
+        half_2HW[1, : height // 2] = True
+        half_N1HW = half_2HW[self._whole(2, len(one_N)), None]
+        return torch.where(half_N1HW, self.x_NCHW[one_N], self.x_NCHW[two_N])

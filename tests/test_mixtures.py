@@ -1,0 +1,139 @@
+"""Mixtures: what they are made of, what they are measured by, which of them are drawn again."""
+
+import pytest
+import torch
+from torch import nn
+
+from ngf import device
+from ngf.mixtures import Mixtures
+
+CLASSES, SIDE, EACH = 4, 6, 5
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch):
+    monkeypatch.setattr(device, "native_bf16", lambda where: False)
+
+
+def images() -> tuple[torch.Tensor, torch.Tensor]:
+    """Each image is one grey of its own: its class in tenths and its number in hundredths."""
+    y_N = torch.arange(CLASSES).repeat(EACH)
+    grey_N = y_N / 10 + torch.arange(len(y_N)) / 1000
+    return grey_N[:, None, None, None].expand(-1, 3, SIDE, SIDE).clone(), y_N
+
+
+def answers(y_N) -> torch.Tensor:
+    return 0.9 * nn.functional.one_hot(y_N, CLASSES).float() + 0.1 / CLASSES
+
+
+class Composite(nn.Module):
+    """Sees what is there, and the last class where the first two meet."""
+
+    def forward(self, x_NCHW):
+        here_NK = torch.stack(
+            [((x_NCHW * 10).floor() == k).flatten(1).any(1) for k in range(CLASSES)], 1
+        )
+        logits_NK = 20.0 * here_NK
+        both_N = here_NK[:, 0] & here_NK[:, 1]
+        logits_NK[both_N] = torch.tensor([0.0, 0, 0, 20])
+        return logits_NK
+
+
+class Honest(nn.Module):
+    def forward(self, x_NCHW):
+        return x_NCHW.new_zeros(len(x_NCHW), CLASSES)
+
+
+def mixed(model, count=400, seed=0, pick=slice(None)) -> Mixtures:
+    x_NCHW, y_N = images()
+    x_NCHW, y_N = x_NCHW[pick], y_N[pick]
+    generator = torch.Generator().manual_seed(seed)
+    return Mixtures(model, x_NCHW, y_N, answers(y_N), count=count, generator=generator)
+
+
+def halves(x_CHW) -> tuple[float, float]:
+    """The greys of the two halves, which must be whole."""
+    half = SIDE // 2
+    for one, two in (
+        (x_CHW[:, :, :half], x_CHW[:, :, half:]),
+        (x_CHW[:, :half], x_CHW[:, half:]),
+    ):
+        if one.unique().numel() == two.unique().numel() == 1:
+            return one.unique().item(), two.unique().item()
+    raise AssertionError("no two halves")
+
+
+def test_a_mixture_is_two_halves_and_half_of_either_answer():
+    x_NCHW, p_NK = mixed(Honest()).hard(64)
+    turned = 0
+    for x_CHW, p_K in zip(x_NCHW, p_NK, strict=True):
+        one, two = halves(x_CHW)
+        pair = torch.tensor([int(10 * one + 1e-4), int(10 * two + 1e-4)])
+        assert pair[0] != pair[1]
+        torch.testing.assert_close(p_K, answers(pair).mean(0))
+        turned += x_CHW[:, 0, 0].unique().item() == x_CHW[0, 0, -1].item()
+    assert 15 < turned < 50  # one above the other as often as side by side
+
+
+@pytest.mark.parametrize("pick", [slice(None), [0, 1, 4, 8, 12, 16]])
+def test_every_image_of_another_class_is_taken(pick):
+    """Classes of different size too."""
+    pairs = mixed(Honest(), count=4000, pick=pick)
+    assert (pairs.pair_2M[0] != pairs.pair_2M[1]).all()
+    present = pairs.y_N.unique()
+    wanted = {(a, b) for a in present.tolist() for b in present.tolist() if a != b}
+    assert set(map(tuple, pairs.pair_2M.T.tolist())) == wanted
+    seen = {half for x_CHW in pairs.hard(1500)[0] for half in halves(x_CHW)}
+    assert len(seen) == len(pairs.y_N)
+
+
+def test_a_third_class_is_one_that_is_not_there():
+    pairs = mixed(Honest())
+    there_MK = nn.functional.one_hot(pairs.pair_2M.T, CLASSES).sum(1).bool()
+    assert (pairs.third_MK[there_MK] == 0).all()
+    torch.testing.assert_close(
+        pairs.third_MK[~there_MK], torch.full_like(pairs.third_MK[~there_MK], 1 / CLASSES)
+    )
+
+
+def test_a_class_leads_where_two_others_mean_it():
+    assert mixed(Honest()).lead < 0.1
+    assert mixed(Composite()).lead > 0.9
+
+
+def test_a_tiny_draw_is_no_lead():
+    class Sure(nn.Module):
+        """Sees the two that are there, and a trace of the last class."""
+
+        def forward(self, x_NCHW):
+            here_NK = torch.stack(
+                [((x_NCHW * 10).floor() == k).flatten(1).any(1) for k in range(CLASSES)], 1
+            )
+            return 12.0 * here_NK + torch.tensor([0.0, 0, 0, 4])
+
+    assert 0 < mixed(Sure()).lead < 0.1
+
+
+def test_hard_mixtures_are_of_the_classes_that_mislead():
+    pairs = mixed(Composite())
+    classes = [{int(10 * half + 1e-4) for half in halves(x_CHW)} for x_CHW in pairs.hard(100)[0]]
+    assert classes.count({0, 1}) > 98
+
+
+def test_two_classes_have_no_third():
+    y_N = torch.tensor([0, 1])
+    pairs = Mixtures(
+        nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, 2)),
+        torch.rand(2, 3, SIDE, SIDE),
+        y_N,
+        nn.functional.one_hot(y_N, 2).float(),
+        count=8,
+        generator=torch.Generator().manual_seed(0),
+    )
+    assert pairs.lead == 0
+
+
+def test_the_same_seed_gives_the_same_mixtures():
+    once, again, other = (mixed(Honest(), seed=seed).hard(32)[0] for seed in (3, 3, 4))
+    assert torch.equal(once, again)
+    assert not torch.equal(once, other)
