@@ -1,67 +1,18 @@
 """purify: a victim and the defender's clean split in, a purified model out.
 
 It has no edge from the attack, the trigger, the training data or the test split: that is the
-threat model, written as a signature. What makes a defense safe to use stands here and not in the
-defenses: finite weights or an error, and where `purify.holdout` asks a check of ACC on clean images
-that the defense did not get.
+threat model, written as a signature. What makes a defense safe to use is `ngf.purification`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
-from ngf import params
-from ngf.errors import InputError
 from ngf.params import Sections
 from ngf.stages import Outcome, Reads, Writes
 
-if TYPE_CHECKING:
-    import torch
-
-    from ngf.datasets import Split
-    from ngf.models import Classifier
-    from ngf.trail import Snapshot
-
 SETTINGS = {"options": "defenses.{defense}", "protocol": "purify"}
-ON_DROP = ("warn", "step_back")
-WAY_BACK = 8  # snapshots to step back to where the trail itself is not kept
-REMEDIES = {"lr": "lower lr", "damping": "raise the damping"}  # where a defense has the option
-
-
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """What the stage does around every defense: section `purify` of params.yaml.
-
-    snapshots: how many models along the way are kept for `evaluate`.
-    holdout: share of the clean split that only the check of ACC sees, in [0, 0.5]; 0: no check.
-    max_acc_drop: the largest drop on it, as a fraction, that passes without `on_drop`.
-    on_drop: `warn`, or `step_back` to the latest model along the way that passes.
-    seed: of the choice of the images held out.
-    """
-
-    snapshots: int
-    holdout: float
-    max_acc_drop: float
-    on_drop: str
-    seed: int
-
-    def __post_init__(self) -> None:
-        params.at_least(0, snapshots=self.snapshots)
-        params.within("holdout", self.holdout, 0, 0.5)
-        params.within("max_acc_drop", self.max_acc_drop, 0, 1)
-        params.one_of(ON_DROP, on_drop=self.on_drop)
-
-    @property
-    def steps_back(self) -> bool:
-        return self.holdout > 0 and self.on_drop == "step_back"
-
-    @property
-    def marks(self) -> int:
-        """Snapshots to record, whether they are kept or only stepped back to."""
-        return self.snapshots or (WAY_BACK if self.steps_back else 0)
 
 
 def purify(
@@ -75,94 +26,31 @@ def purify(
 ) -> Outcome:
     """Purify a model with one defense."""
     import sys
-    import time
 
-    from ngf import device, holdout, plugins, store, trail
-    from ngf.defenses import Clean
+    from ngf import params, store, trail
+    from ngf.purification import Protocol, purification
 
     protocol = params.parse(Protocol, settings["protocol"], "purify")
-    victim, split = store.load_model(model), store.load_split(clean)
-    _check_classes(victim, split)
-    plugin = plugins.load("defenses", defense)
-    options = params.options(plugin.purify, settings["options"], f"defenses.{defense}")
-    where = device.deterministic(0)  # a defense draws from its own generator; this is the net
-    victim, guard = victim.to(where), None
-    if protocol.holdout:
-        split, held = holdout.divide(split, protocol.holdout, protocol.seed)
-        guard = holdout.Guard(victim, Clean.of(held, where), protocol.max_acc_drop)
-    started = time.perf_counter()
-    with trail.recording(victim, protocol.marks) as snapshots:
-        purified = plugin.purify(victim, Clean.of(split, where), **options)
-    seconds = time.perf_counter() - started
-    _check_finite(purified.model, defense, options)
-
-    verdict = holdout.Verdict(purified.model, {})
-    if guard:
-        back = _way_back(model, snapshots, where) if protocol.steps_back else ()
-        verdict = guard.judge(purified.model, back)
-    store.save_model(out, verdict.model, role="purified", defense=defense)
+    done = purification(
+        lambda: store.load_model(model),
+        store.load_split(clean),
+        defense=defense,
+        options=settings["options"],
+        protocol=protocol,
+    )
+    store.save_model(out, done.model, role="purified", defense=defense)
     if protocol.snapshots:
         start = store.load_model(model).state_dict()
-        store.save_trail(out, trail.relative_to(verdict.model, snapshots, start))
-    numbers = {
-        "seconds": round(seconds, 3),
-        "parameters_tuned": purified.tuned,
-        "steps": purified.steps,
-        **purified.notes,
-        **verdict.numbers,
-    }
-    store.write_json(report, numbers)
-    if verdict.warning:
-        print(f"warning: {defense}: {verdict.warning}", file=sys.stderr)
-    card = verdict.model.card
+        store.save_trail(out, trail.relative_to(done.model, done.snapshots, start))
+    store.write_json(report, done.numbers)
+    if done.warning:
+        print(f"warning: {defense}: {done.warning}", file=sys.stderr)
+    card, numbers = done.model.card, done.numbers
     names = {key: str(card.get(key, "unknown")) for key in ("dataset", "attack")}
-    done = f"{purified.tuned} parameters tuned in {purified.steps} steps, {seconds:.1f} s"
-    message = f"{' '.join(names.values())} {defense}: {done}"
+    effort = f"{numbers['parameters_tuned']} parameters tuned in {numbers['steps']} steps"
+    message = f"{' '.join(names.values())} {defense}: {effort}, {numbers['seconds']:.1f} s"
     return Outcome(
-        "; ".join(filter(None, (message, verdict.warning))),
+        "; ".join(filter(None, (message, done.warning))),
         numbers,
         {**names, "defense": defense, "role": "purified"},
     )
-
-
-def _way_back(
-    victim: Path, snapshots: Sequence[Snapshot], where: torch.device
-) -> Iterator[tuple[int, Classifier]]:
-    """(step, model) from the latest snapshot to the victim itself, which is step 0."""
-    from ngf import store, trail
-
-    for step, tensors in [*reversed(snapshots), trail.Snapshot(0, {})]:
-        earlier = trail.overlay(store.load_model(victim), tensors)
-        if not _not_finite(earlier):
-            yield step, earlier.to(where)
-
-
-def _not_finite(model: Classifier) -> list[str]:
-    """Names of parameters and buffers that hold NaN or infinity."""
-    return [name for name, t in model.state_dict().items() if not t.isfinite().all()]
-
-
-def _check_finite(model: Classifier, defense: str, options: Mapping[str, Any]) -> None:
-    broken = _not_finite(model)
-    if broken:
-        remedies = [
-            f"{remedy} (now {options[key]:g})" for key, remedy in REMEDIES.items() if key in options
-        ]
-        raise InputError(
-            f"defense '{defense}' diverged: {broken[0]} is not finite; "
-            + (" or ".join(remedies) or "change its options")
-        )
-
-
-def _check_classes(victim: Classifier, split: Split) -> None:
-    import numpy as np
-
-    known = victim.card["classes"]
-    if len(known) != len(split.classes):
-        raise InputError(
-            f"the model knows {len(known)} classes and the clean split {len(split.classes)}"
-        )
-    counts = np.bincount(split.y_N, minlength=len(known))
-    lacking = [known[label] for label in np.flatnonzero(counts == 0)]
-    if lacking:
-        raise InputError(f"the clean split has no image of class {', '.join(lacking[:5])}")
