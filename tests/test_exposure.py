@@ -64,14 +64,17 @@ def backdoored(target: int = TARGET, strength: float = 60) -> nn.Module:
     return model
 
 
-def found(victim, sieved=None, copied=None, seed=0, steps=STEPS, draw=None) -> Suspicion:
+def found(
+    victim, sieved=None, copied=None, seed=0, steps=STEPS, draw=None, classes=None, **options
+) -> Suspicion:
     return suspect(
         victim,
         sieved or honest(),
         copied or honest(),
         draw or Images(seed),
-        classes=CLASSES,
+        classes=classes or range(CLASSES),
         steps=steps,
+        **options,
     )
 
 
@@ -160,11 +163,18 @@ def test_only_the_first_classes_are_drawn_again(monkeypatch):
     assert again.targets.count(TARGET) == len(RADII) * exposure.REPEATS
 
 
+def test_only_the_named_classes_are_searched(monkeypatch):
+    """And found under their own numbers."""
+    kept = []
+    monkeypatch.setattr(exposure, "_Search", keeping(exposure._Search, kept))
+    assert found(backdoored(), classes=[0, TARGET]).target == TARGET
+    assert {target for search in kept for target in search.targets} == {0, TARGET}
+
+
 @pytest.mark.parametrize("group", [1, 2, 4])
-def test_groups_change_the_images_and_not_what_is_found(monkeypatch, group):
-    monkeypatch.setattr(exposure, "GROUP", group)
+def test_groups_change_the_images_and_not_what_is_found(group):
     draw = Images()
-    suspicion = found(backdoored(), draw=draw)
+    suspicion = found(backdoored(), draw=draw, group=group)
     assert {size for size, _ in draw.asked} <= {group * exposure.PER, 2 * exposure.PER}
     pairs = len(RADII) * CLASSES
     assert len(draw.asked) == 2 * (-(-pairs // group) + -(-pairs * exposure.REPEATS // group))
@@ -200,13 +210,13 @@ SIEVED = [[0.1, 0.25, 0.2, 0.3, 0.4], [0.9, 0.2, 0.1, 0.35, 0.5]]
 def told(monkeypatch, victim_RK, sieved_RK=SIEVED) -> Suspicion:
     """What these draws make of it."""
 
-    def draws(models, draw, pairs, steps):
+    def draws(models, draw, pairs, steps, group):
         return torch.tensor([[t[RADII.index(r)][k] for r, k in pairs] for t in both])
 
     both = (victim_RK, sieved_RK)
     monkeypatch.setattr(exposure, "_draws", draws)
     model = nn.Identity()
-    return suspect(model, model, model, Images(), classes=len(victim_RK[0]), steps=1)
+    return suspect(model, model, model, Images(), classes=range(len(victim_RK[0])), steps=1)
 
 
 @pytest.mark.parametrize("few", [2, 3, 5, 9])
@@ -300,7 +310,7 @@ def test_draws_are_means_over_the_batches_after_the_search(monkeypatch):
     kept = []
     monkeypatch.setattr(exposure, "_Search", keeping(exposure._Search, kept))
     draw = Images()
-    got_2M = exposure._draws(models, draw, [(0.05, target) for target in targets], 9)
+    got_2M = exposure._draws(models, draw, [(0.05, target) for target in targets], 9, 32)
     assert draw.asked == [(24, 9), (24, 9)]
     parts = [
         drawn(models, targets, kept[0].moves_MCHW.detach(), batch, 0) for batch in draw.given[9:]

@@ -71,8 +71,115 @@ def _settings(name: str, file: Path, arguments: dict[str, Any]) -> dict[str, par
     return {key: params.section(content, path, file) for key, path in paths.items()}
 
 
+def _purify(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="The model that may carry a backdoor: a folder of this project, or with --arch "
+            "weights: safetensors, a state_dict, models:/NAME@ALIAS, runs:/ID/PATH."
+        ),
+    ],
+    clean: Annotated[
+        Path, typer.Option(help="The clean split, or with --arch a folder a class of images.")
+    ],
+    out: Annotated[Path, typer.Option(help="The purified model.")],
+    defense: Annotated[str, typer.Option(help="Defense to purify with.")] = "ngf",
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON: seconds, parameters tuned, steps. Default: OUT.json, or in OUT with --arch."
+        ),
+    ] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(
+            help="Of your own model: a torchvision or timm name, or package.module:factory."
+        ),
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(help="Its layer of logits. Default: the last linear one.")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Of its normalisation: 0.485,0.456,0.406")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Of its normalisation: 0.229,0.224,0.225")] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(help="Its classes in order, as the folders are called: cat,dog or @FILE."),
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Images are resized to it.")] = None,
+    flip: Annotated[bool, typer.Option(help="A mirrored image keeps its class.")] = False,
+    holdout: Annotated[
+        float | None, typer.Option(help="Share of the images that only check ACC. Default: 0.2.")
+    ] = None,
+    params_file: Params = Path("params.yaml"),
+    as_json: AsJson = False,
+) -> None:
+    """Purify a model: a victim of this project, or your own with --arch."""
+    own = arch is not None or (clean.is_dir() and not (clean / "card.json").exists())
+    names = {"model": model, "clean": clean, "defense": defense, "out": out}
+    settings = _settings("purify", params_file, names)
+    if holdout is not None or own:
+        settings["protocol"] = {
+            **settings["protocol"],
+            "holdout": 0.2 if holdout is None else holdout,
+        }
+    if not own:
+        place = report or out.with_name(f"{out.name}.json")
+        arguments = {**names, "model": Path(model), "report": place}
+        outcome = stages.run("purify", settings=settings, **arguments)
+        print(json.dumps(outcome.as_dict()) if as_json else outcome.message)
+        return
+    from ngf.foreign import purify as foreign
+
+    given = foreign.Given(
+        model=model,
+        clean=clean,
+        arch=arch,
+        head=head,
+        mean=_numbers("mean", mean),
+        std=_numbers("std", std),
+        classes=_names(classes),
+        size=size,
+        flip=flip,
+    )
+    outcome = foreign.purify(
+        given,
+        defense=defense,
+        options=settings["options"],
+        protocol=settings["protocol"],
+        out=out,
+        report=report,
+        say=lambda line: print(line, file=sys.stderr),
+    )
+    print(json.dumps(outcome.as_dict()) if as_json else outcome.message)
+
+
+def _numbers(name: str, text: str | None) -> list[float] | None:
+    """Three numbers with commas between."""
+    if text is None:
+        return None
+    try:
+        found = [float(word) for word in text.split(",")]
+    except ValueError:
+        found = []
+    if len(found) != 3 or (name == "std" and min(found) <= 0):
+        raise InputError(f"--{name} must be three numbers with commas between, got '{text}'")
+    return found
+
+
+def _names(text: str | None) -> list[str] | None:
+    """Names with commas between, or a file with one a line."""
+    if text is None or not text.startswith("@"):
+        return text.split(",") if text else None
+    try:
+        return Path(text[1:]).read_text().split("\n")[:-1]
+    except OSError as error:
+        raise InputError(f"--classes: cannot read {text[1:]}: {error.strerror}") from error
+
+
 for _name in stages.NAMES:
-    app.command(_name)(_command(_name))
+    app.command(_name)(_purify if _name == "purify" else _command(_name))
 
 
 @app.command()

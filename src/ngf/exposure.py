@@ -51,36 +51,47 @@ class Suspicion:
 
 
 def suspect(
-    victim: nn.Module, sieved: nn.Module, copy: nn.Module, draw: Draw, *, classes: int, steps: int
+    victim: nn.Module,
+    sieved: nn.Module,
+    copy: nn.Module,
+    draw: Draw,
+    *,
+    classes: Sequence[int],
+    steps: int,
+    group: int = GROUP,
 ) -> Suspicion:
     """The most suspicious class. All models must be in evaluation mode; they are left as they are.
+
+    Args:
+        classes: those that are searched, at least two. group: displacements that are searched
+            together, with `PER` images each.
 
     A class's draw is the mean probability that the victim gives it on displaced images of other
     classes, those counted as 0 that the copy gets wrong. One displacement says little about its
     class, so the first few classes of each radius are drawn again, several times each.
     """
     models = (victim, sieved, copy)
-    every = [(radius, target) for radius in RADII for target in range(classes)]
+    every = [(radius, target) for radius in RADII for target in classes]
     rough = max(1, round(ROUGHLY * steps))
-    victim_RK, sieved_RK = _draws(models, draw, every, rough).view(2, len(RADII), classes)
-    few = min(SHORTLIST, classes)
+    victim_RK, sieved_RK = _draws(models, draw, every, rough, group).view(2, len(RADII), -1)
+    few = min(SHORTLIST, len(classes))
     short_RS = victim_RK.topk(few, dim=1).indices
     again = [
-        (radius, int(target))
+        (radius, classes[int(place)])
         for radius, row_S in zip(RADII, short_RS, strict=True)
-        for target in row_S
+        for place in row_S
     ]
-    draws_2P = _draws(models, draw, again * REPEATS, steps).view(2, REPEATS, -1).mean(1)
+    draws_2P = _draws(models, draw, again * REPEATS, steps, group).view(2, REPEATS, -1).mean(1)
     victim_RS, left_RS = draws_2P.view(2, len(RADII), few)
     best_R2 = victim_RS.topk(2, dim=1)
     gap_R = best_R2.values[:, 0] - best_R2.values[:, 1]
     radius = int(gap_R.argmax())
     place = int(best_R2.indices[radius, 0])
-    target = int(short_RS[radius, place])
-    others_K = torch.cat([sieved_RK[radius, :target], sieved_RK[radius, target + 1 :]])
+    first = int(short_RS[radius, place])  # its place among the classes
+    others_K = torch.cat([sieved_RK[radius, :first], sieved_RK[radius, first + 1 :]])
     usual, most = others_K.median(), others_K.max()
     left = ((left_RS[radius, place] - usual) / (most - usual).clamp_min(LITTLE)).clamp(0, 1)
-    return Suspicion(target, gap_R[radius].item(), left.item())
+    return Suspicion(classes[first], gap_R[radius].item(), left.item())
 
 
 def moves_to(
@@ -103,9 +114,9 @@ Models = tuple[nn.Module, nn.Module, nn.Module]  # victim, sieved model, copy
 Pairs = Sequence[tuple[float, int]]  # radius and target of each displacement
 
 
-def _draws(models: Models, draw: Draw, pairs: Pairs, steps: int) -> Tensor:
+def _draws(models: Models, draw: Draw, pairs: Pairs, steps: int, group: int) -> Tensor:
     """How strongly victim and sieved model are drawn along each pair's displacement [2, M]."""
-    groups = [pairs[start : start + GROUP] for start in range(0, len(pairs), GROUP)]
+    groups = [pairs[start : start + group] for start in range(0, len(pairs), group)]
     return torch.cat([_draws_of(models, draw, group, steps) for group in groups], 1)
 
 

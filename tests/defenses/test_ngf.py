@@ -305,7 +305,7 @@ def test_the_searches_get_their_steps_and_numbers(run, suspected):
     given = suspected(target=2)
     run(moves=3, search=5, radius=0.02)
     assert [len(y_N) for _, y_N in given["batches"]] == [7, 7, 7]
-    assert (given["classes"], given["steps"]) == (CLASSES, 5)
+    assert (given["classes"], given["steps"]) == (list(range(CLASSES)), 5)
     assert given["target"] == 2
     assert given["moves"] == {"moves": 3, "radius": 0.02, "steps": 5}
     assert same(given["drawn"], given["models"][1])
@@ -459,6 +459,30 @@ def test_trust_is_in_the_victim_and_not_in_the_sieved_model(run, displays):
     for (x_NCHW, _), (_, p_NK) in displays["shown"]:
         torch.testing.assert_close(p_NK, answers(victim(), x_NCHW))
         assert (p_NK - answers(purified.model, x_NCHW)).abs().max() > 0.01
+
+
+# Large images and many classes ----------------------------------------------------------------
+
+
+def test_large_images_are_seen_by_fewer_at_a_time(run, suspected, monkeypatch):
+    given = suspected()
+    monkeypatch.setattr(ngf, "AT_ONCE", 2 * BATCH * SIZE**2)
+    monkeypatch.setattr(ngf, "IN_A_STEP", 3 * ngf.PER * SIZE**2)
+    kept = []
+    monkeypatch.setattr(ngf, "observe", lambda *args: kept.append(args[1]) or observe(*args))
+    run(views=2)
+    assert [len(x_NCHW) for x_NCHW in kept] == [2 * BATCH]
+    assert given["group"] == 3
+
+
+def test_of_many_classes_those_that_mixtures_are_drawn_to_are_searched(run, suspected, monkeypatch):
+    monkeypatch.setattr(ngf, "SEARCHED", 2)
+    model = victim()
+    with torch.no_grad():
+        head(model).bias += torch.tensor([5.0, 0.0, 5.0])
+    given = suspected()
+    run(model=model)
+    assert given["classes"] == [0, 2]
 
 
 # Mixtures -------------------------------------------------------------------------------------

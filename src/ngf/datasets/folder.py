@@ -34,49 +34,78 @@ def load(*, root: str, image_size: int, flip: bool, test_fraction: float, seed: 
     tests = [top / name for name in ("test", "val") if (top / name).is_dir()]
     if not tests:
         raise InputError(f"{top} has train/ but neither test/ nor val/")
-    classes = _classes(train)
-    if _classes(tests[0]) != classes:
-        odd = set(classes) ^ set(_classes(tests[0]))
+    classes = class_folders(train)
+    if class_folders(tests[0]) != classes:
+        odd = set(classes) ^ set(class_folders(tests[0]))
         raise InputError(
-            f"{train} has {len(classes)} classes and {tests[0]} {len(_classes(tests[0]))}: "
+            f"{train} has {len(classes)} classes and {tests[0]} {len(class_folders(tests[0]))}: "
             f"they differ in {', '.join(sorted(odd)[:5])}"
         )
     return Source(
-        *_read(train, classes, image_size), *_read(tests[0], classes, image_size), classes, flip
+        *read_images(train, classes, image_size),
+        *read_images(tests[0], classes, image_size),
+        classes,
+        flip,
     )
 
 
 def _split(top: Path, image_size: int, flip: bool, test_fraction: float, seed: int) -> Source:
     within("test_fraction", test_fraction, 0.01, 0.9)
-    classes = _classes(top)
-    x_NHWC, y_N = _read(top, classes, image_size)
+    classes = class_folders(top)
+    x_NHWC, y_N = read_images(top, classes, image_size)
     test_M = stratified(y_N, test_fraction, classes, seed)
     train = np.ones(len(y_N), bool)
     train[test_M] = False
     return Source(x_NHWC[train], y_N[train], x_NHWC[test_M], y_N[test_M], classes, flip)
 
 
-def _classes(top: Path) -> tuple[str, ...]:
+def class_folders(top: Path) -> tuple[str, ...]:
+    """The class folders of a tree, by the alphabet."""
+    if not top.is_dir():
+        raise InputError(f"no folder {top}")
     found = tuple(sorted(entry.name for entry in top.iterdir() if entry.is_dir()))
     if len(found) < 2:
         raise InputError(f"{top} must hold one folder a class, at least two; it has {len(found)}")
     return found
 
 
-def _read(top: Path, classes: tuple[str, ...], image_size: int) -> tuple[np.ndarray, np.ndarray]:
+def read_images(
+    top: Path, classes: tuple[str, ...], image_size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N, size, size, 3] and labels int64 [N], in the order of the file names."""
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        inside = sorted(f for f in (top / name).rglob("*") if f.suffix.lower() in SUFFIXES)
-        if not inside:
-            raise InputError(f"class folder {top / name} holds no image")
-        files += inside
-        labels += [label] * len(inside)
+    files_K = [_inside(top / name) for name in classes]
+    labels = [label for label, files in enumerate(files_K) for _ in files]
+    files = [file for inside in files_K for file in inside]
     x_NHWC = np.empty((len(files), image_size, image_size, 3), np.uint8)
     for row, file in enumerate(track(files, "read images", len(files))):
         x_NHWC[row] = _image(file, image_size)
     return x_NHWC, np.asarray(labels, np.int64)
+
+
+def common_size(top: Path) -> int:
+    """The side of all images where they are square and of one size."""
+    from PIL import Image
+
+    found: dict[tuple[int, int], Path] = {}
+    for name in class_folders(top):
+        for file in _inside(top / name):
+            try:
+                with Image.open(file) as image:
+                    found.setdefault(image.size, file)
+            except OSError as error:
+                raise InputError(f"cannot read image {file}: {error}") from error
+    (width, height), *others = found
+    if others or width != height:
+        sizes = ", ".join(f"{w}x{h}" for w, h in list(found)[:4])
+        raise InputError(f"{top} has images of {sizes}: --size says what they are resized to")
+    return width
+
+
+def _inside(folder: Path) -> list[Path]:
+    inside = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
+    if not inside:
+        raise InputError(f"class folder {folder} holds no image")
+    return inside
 
 
 def _image(file: Path, size: int) -> np.ndarray:

@@ -27,7 +27,7 @@ from torch.nn.functional import one_hot
 from ngf import params
 from ngf.defenses import Clean, Purified
 from ngf.device import autocast
-from ngf.exposure import moves_to, suspect
+from ngf.exposure import GROUP, PER, moves_to, suspect
 from ngf.fisher.natural import Rule, Show, descend
 from ngf.mixtures import Mixtures
 from ngf.models import Classifier
@@ -38,6 +38,9 @@ from ngf.training import Batch, Batches
 Move = Callable[[Tensor], Tensor]  # displaces images [N, C, H, W]
 More = Callable[[Batch], Batch]  # what is shown beside a batch; answers are probabilities
 
+AT_ONCE = 2**24  # pixels of the images that the sieves see: what a layer holds must fit in memory
+IN_A_STEP = 2**21  # and of those that a step of the search sees
+SEARCHED = 64  # classes: of more those that mixtures are drawn to most
 SLIGHT = 0.003  # lambda beside mu: keeps the second sieve's inverse well-posed
 
 
@@ -116,8 +119,9 @@ def purify(
     params.within("share", share, 0, 1)
     params.within("trust", trust, 0, 1)
     rule = Rule(lr, eta, damping, fisher, layers, damping_last)
-    generator = torch.Generator(clean.y_N.device).manual_seed(seed)
-
+    generator, own_chance = (
+        torch.Generator(clean.y_N.device).manual_seed(number) for number in (seed, seed + 1)
+    )
     seeds = itertools.count(seed)
 
     def batches(size: int) -> Batches:
@@ -131,7 +135,8 @@ def purify(
 
     victim = copy.deepcopy(model.eval())
     own = batches(batch_size)
-    count = views * own.per_epoch
+    pixels = clean.x_NHWC[0, :, :, 0].numel()
+    count = max(1, min(views * own.per_epoch, AT_ONCE // (own.size * pixels)))
     x_NCHW, y_N = map(torch.cat, zip(*track(own.take(count), "sieve", count), strict=True))
     target_NK = _answers(victim, (x_NCHW, y_N), trust)
     seen = observe(victim, x_NCHW, target_NK)
@@ -140,7 +145,11 @@ def purify(
     strict = copy.deepcopy(victim)
     sieve(strict, seen, weak=strong, damp=damp)
 
-    found = suspect(victim, sieved, strict, draw, classes=target_NK.shape[1], steps=search)
+    pairs = Mixtures(victim, x_NCHW, y_N, target_NK, count=mixed, generator=own_chance)
+    likely = pairs.third_MK.mean(0).topk(min(SEARCHED, target_NK.shape[1])).indices
+    classes = likely.sort().values.tolist()
+    group = max(1, min(GROUP, IN_A_STEP // (PER * pixels)))
+    found = suspect(victim, sieved, strict, draw, classes=classes, steps=search, group=group)
     suspected = found.gap >= least_gap
     part = found.left * min(1.0, found.gap / sure_gap)
     firmness = firm**part * mild ** (1 - part) if suspected else unsuspected
@@ -150,8 +159,6 @@ def purify(
         move = _mover(moves_MCHW, reach, generator)
         sieve_against(model, seen, move(x_NCHW), weak=SLIGHT, firm=firmness)
         more.append(_moved(move, part * share))
-    own_chance = torch.Generator(clean.y_N.device).manual_seed(next(seeds))
-    pairs = Mixtures(victim, x_NCHW, y_N, target_NK, count=mixed, generator=own_chance)
     if pairs.lead >= mixed_lead:
         steps = round(mixed_longer * steps)
         more.append(lambda batch: pairs.hard(len(batch[1])))

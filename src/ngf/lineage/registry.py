@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ngf.lineage import LineageError, current_run_id
@@ -66,5 +67,20 @@ def register(
         if alias:
             client.set_registered_model_alias(name, alias, registered.version)
         return int(registered.version)
+    except Exception as error:  # MLflow, its HTTP client and its database raise their own kinds
+        raise LineageError(one_line(error)) from error
+
+
+def fetch(uri: str) -> Path:
+    """The files of a registered model or of a run, downloaded; nothing in them is loaded.
+
+    Raises:
+        LineageError: MLflow is not reachable, or knows no such thing.
+    """
+    prepare_environment()
+    try:
+        import mlflow
+
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     except Exception as error:  # MLflow, its HTTP client and its database raise their own kinds
         raise LineageError(one_line(error)) from error

@@ -52,11 +52,22 @@ def build(
     options = params.options(plugin.build, card["options"], where)
     net = plugin.build(len(card["classes"]), **options)
     net.to(memory_format=torch.channels_last)
+    _check_head(net, card.get("head"))
     return Classifier(net, mean, std, {**card, "options": options, "mean": mean, "std": std})
 
 
+def _check_head(net: nn.Module, name: str | None) -> None:
+    linear = [key for key, module in net.named_modules() if isinstance(module, nn.Linear)]
+    if name and name not in linear:
+        raise InputError(f"the card's head '{name}' is no linear layer: there is {linear}")
+
+
 def head(model: nn.Module) -> nn.Linear:
-    """The classifier layer: the last linear layer in the order of registration."""
+    """The classifier layer: the one that the card names, else the last linear layer registered."""
+    if isinstance(model, Classifier) and model.card.get("head"):
+        named = model.net.get_submodule(model.card["head"])
+        assert isinstance(named, nn.Linear)
+        return named
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if not linear:
         raise InputError("the model has no linear layer, so it has no classifier head to tune")

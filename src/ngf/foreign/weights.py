@@ -1,0 +1,161 @@
+"""Weights from elsewhere, read without executing code, and given back in the form they came in.
+
+safetensors; what `torch.save` made of a state_dict, or of a dictionary that holds one; a folder or
+an MLflow URI with one such file in it; a folder that this project wrote.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ngf import store
+from ngf.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+INSIDE = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
+PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
+URIS = ("models:/", "runs:/", "mlflow-artifacts:/")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """file: where the weights lie. tensors: as the network names them.
+
+    prefix: what stood before every name. around: what the file held beside them, and under which
+    `key` they lay in it; empty where the file is a state_dict. card: this project's, if any.
+    """
+
+    file: Path
+    tensors: dict[str, Tensor]
+    prefix: str = ""
+    around: Mapping[str, Any] = field(default_factory=dict)
+    key: str = ""
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> Path:
+        """These tensors in the form of the file that was read: names, order, types and the rest."""
+        named = {
+            self.prefix + name: tensors[name].to(old.dtype).cpu().contiguous().clone()
+            for name, old in self.tensors.items()
+        }
+        file = folder / self.file.name
+        if self.file.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file(named, file, metadata={"format": "pt"})
+        else:
+            import torch
+
+            torch.save({**self.around, self.key: named} if self.key else named, file)
+        return file
+
+
+def read(where: str) -> Checkpoint:
+    """The checkpoint at a path or an MLflow URI.
+
+    Raises:
+        InputError: nothing there, several files, a file that needs code to be read, or no weights.
+    """
+    place = _downloaded(where) if where.startswith(URIS) else Path(where)
+    if not place.exists():
+        raise InputError(
+            f"no model at {where}: give a file, a folder with one, or {', '.join(URIS)}"
+        )
+    file = _only_file(place) if place.is_dir() else place
+    card = _card(file)
+    if file.suffix == ".safetensors":
+        tensors = _safetensors(file)
+        return _stripped(Checkpoint(file, tensors, card=card))
+    content = _unpickled(file)
+    for key in ("", *INSIDE):
+        inner = content.get(key) if key else content
+        if isinstance(inner, Mapping) and _is_state(inner):
+            around = {name: value for name, value in content.items() if name != key} if key else {}
+            return _stripped(Checkpoint(file, dict(inner), around=around, key=key, card=card))
+    raise InputError(
+        f"{file} holds no weights: its keys are {', '.join(map(str, list(content)[:6]))}; "
+        f"a state_dict is looked for there and under {', '.join(INSIDE)}"
+    )
+
+
+def _downloaded(uri: str) -> Path:
+    from ngf.lineage.registry import fetch
+
+    return fetch(uri)
+
+
+def _only_file(folder: Path) -> Path:
+    files = sorted(f for f in folder.rglob("*") if f.suffix in SUFFIXES and f.is_file())
+    own = folder / "weights.safetensors"
+    if own in files:
+        return own
+    if len(files) != 1:
+        names = ", ".join(str(f.relative_to(folder)) for f in files[:5]) or "none"
+        raise InputError(
+            f"{folder} holds {len(files)} weight files ({names}): name the one that is meant"
+        )
+    return files[0]
+
+
+def _card(file: Path) -> dict[str, Any]:
+    """The card that this project lays beside its weights; of a foreign one only what is a card."""
+    place = file.with_name("card.json")
+    if not place.is_file():
+        return {}
+    card = store.read_json(place)
+    return card if {"classes", "mean", "std", "input_CHW"} <= card.keys() else {}
+
+
+def _safetensors(file: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file} is not a safetensors checkpoint: {error}") from error
+
+
+def _unpickled(file: Path) -> Mapping[str, Any]:
+    import torch
+
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{file} needs code to be read, which is refused: where you trust it, run "
+            f"torch.save(model.state_dict(), 'weights.pt') and give that file"
+        ) from error
+    except Exception as error:  # zip, pickle and torch have many ways to say: damaged
+        raise InputError(
+            f"{file} is not a checkpoint: {' '.join(str(error).split())[:200]}"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise InputError(f"{file} holds a {type(content).__name__}, not a state_dict")
+    return content
+
+
+def _is_state(content: Mapping[str, Any]) -> bool:
+    import torch
+
+    return (
+        len(content) > 0
+        and all(isinstance(name, str) for name in content)
+        and all(isinstance(tensor, torch.Tensor) for tensor in content.values())
+    )
+
+
+def _stripped(found: Checkpoint) -> Checkpoint:
+    """Without what stands before every name."""
+    tensors, prefix = found.tensors, ""
+    while common := next((p for p in PREFIXES if all(n.startswith(p) for n in tensors)), ""):
+        tensors = {name.removeprefix(common): tensor for name, tensor in tensors.items()}
+        prefix += common
+    return Checkpoint(found.file, tensors, prefix, found.around, found.key, found.card)

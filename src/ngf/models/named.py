@@ -1,0 +1,78 @@
+"""Any network that torchvision or timm builds by name: `resnet50`, `vgg19_bn`, `convnext_tiny`.
+
+No published weights are fetched. timm is asked where it is installed and torchvision does not know
+the name.
+"""
+
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from ngf.errors import InputError
+from ngf.vision import load_torchvision
+
+
+def build(n_classes: int, *, name: str, small_stem: bool = False) -> nn.Module:
+    """The network `name` for `n_classes`.
+
+    Args:
+        small_stem: for images of 32 or 64 pixels: the first convolution of a ResNet is 3x3 and
+            keeps the size, and no pooling follows; that of another network keeps its kernel and
+            loses its stride.
+    """
+    vision = load_torchvision().models
+    if name in vision.list_models():
+        net: nn.Module = _made(
+            name, lambda: vision.get_model(name, weights=None, num_classes=n_classes)
+        )
+    else:
+        net = _from_timm(name, n_classes, vision.list_models())
+    if small_stem:
+        shrink_stem(net)
+    return net
+
+
+def shrink_stem(net: nn.Module) -> None:
+    """Change the first convolution in place, so that a small image is not reduced at once."""
+    stem = getattr(net, "conv1", None)
+    if hasattr(net, "maxpool") and isinstance(stem, nn.Conv2d):
+        net.conv1 = nn.Conv2d(3, stem.out_channels, 3, padding=1, bias=stem.bias is not None)
+        net.maxpool = nn.Identity()
+        return
+    first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is not None and first.kernel_size[0] <= 3:  # a larger one cuts patches
+        first.stride = (1, 1)
+
+
+def _from_timm(name: str, n_classes: int, others: list[str]) -> nn.Module:
+    if importlib.util.find_spec("timm") is None:
+        near = difflib.get_close_matches(name, others, 4) or ["resnet18", "resnet50", "vgg19_bn"]
+        raise InputError(
+            f"torchvision has no model '{name}' and timm is not installed: torchvision has "
+            f"{', '.join(near)} and {len(others)} in all"
+        )
+    timm = importlib.import_module("timm")
+    if name not in timm.list_models():
+        known = [*others, *timm.list_models()]
+        near = difflib.get_close_matches(name, known, 4) or ["resnet18", "resnet50", "vgg19_bn"]
+        raise InputError(
+            f"neither torchvision nor timm has a model '{name}': there is {', '.join(near)} and "
+            f"{len(known)} in all"
+        )
+    return _made(name, lambda: timm.create_model(name, pretrained=False, num_classes=n_classes))
+
+
+def _made(name: str, make: Callable[[], Any]) -> nn.Module:
+    try:
+        net = make()
+    except Exception as error:  # builders say in their own ways that they take no `num_classes`
+        raise InputError(
+            f"model '{name}' cannot be built: {' '.join(str(error).split())}"
+        ) from error
+    if not isinstance(net, nn.Module):
+        raise InputError(f"model '{name}' is a {type(net).__name__}, not a torch.nn.Module")
+    return net
