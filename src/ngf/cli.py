@@ -75,42 +75,44 @@ def _purify(
     model: Annotated[
         str,
         typer.Option(
-            help="The model that may carry a backdoor: a folder of this project, or with --arch "
+            help="the model that may carry a backdoor: a folder of this project, or with --arch "
             "weights: safetensors, a state_dict, models:/NAME@ALIAS, runs:/ID/PATH."
         ),
     ],
     clean: Annotated[
-        Path, typer.Option(help="The clean split, or with --arch a folder a class of images.")
+        Path, typer.Option(help="the defender's clean split, or a folder of images for each class")
     ],
-    out: Annotated[Path, typer.Option(help="The purified model.")],
-    defense: Annotated[str, typer.Option(help="Defense to purify with.")] = "ngf",
+    out: Annotated[Path, typer.Option(help="the purified model")],
+    defense: Annotated[str, typer.Option(help="defense to purify with")] = "ngf",
     report: Annotated[
         Path | None,
         typer.Option(
-            help="JSON: seconds, parameters tuned, steps. Default: OUT.json, or in OUT with --arch."
+            help="JSON: seconds, parameters tuned, steps; by default OUT.json, of your own model "
+            "OUT/report.json"
         ),
     ] = None,
     arch: Annotated[
         str | None,
         typer.Option(
-            help="Of your own model: a torchvision or timm name, or package.module:factory."
+            help="of your own model: a torchvision or timm name, or package.module:factory."
         ),
     ] = None,
     head: Annotated[
-        str | None, typer.Option(help="Its layer of logits. Default: the last linear one.")
+        str | None, typer.Option(help="its layer of logits; by default the last linear one")
     ] = None,
     mean: Annotated[
-        str | None, typer.Option(help="Of its normalisation: 0.485,0.456,0.406")
+        str | None, typer.Option(help="of its normalisation: 0.485,0.456,0.406")
     ] = None,
-    std: Annotated[str | None, typer.Option(help="Of its normalisation: 0.229,0.224,0.225")] = None,
+    std: Annotated[str | None, typer.Option(help="of its normalisation: 0.229,0.224,0.225")] = None,
     classes: Annotated[
         str | None,
-        typer.Option(help="Its classes in order, as the folders are called: cat,dog or @FILE."),
+        typer.Option(help="its classes in order, as the folders are called: cat,dog or @FILE"),
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Images are resized to it.")] = None,
-    flip: Annotated[bool, typer.Option(help="A mirrored image keeps its class.")] = False,
+    size: Annotated[int | None, typer.Option(help="images are resized to it")] = None,
+    flip: Annotated[bool, typer.Option(help="a mirrored image keeps its class")] = False,
     holdout: Annotated[
-        float | None, typer.Option(help="Share of the images that only check ACC. Default: 0.2.")
+        float | None,
+        typer.Option(help="share of the images that only check ACC; 0.2 for a folder of images"),
     ] = None,
     params_file: Params = Path("params.yaml"),
     as_json: AsJson = False,

@@ -1,0 +1,175 @@
+"""A stranger's model and a folder of images, from the command line."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import CLASSES, ROOT, SIZE, colour_split
+from PIL import Image
+from torch import nn
+
+from ngf import store
+from ngf.errors import InputError
+from ngf.foreign.purify import drift, movement
+from ngf.models import Classifier
+
+FACTORY = """
+from torch import nn
+def net(n_classes, norm=nn.BatchNorm2d):
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), norm(8), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, n_classes))
+def plain(n_classes): return net(n_classes, lambda width: nn.GroupNorm(2, width))
+"""
+OWN = ("--mean", "0.3,0.3,0.3", "--std", "0.2,0.2,0.2")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """params.yaml, their code, their weights and a folder of 16x16 images."""
+    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (tmp_path / "theirs.py").write_text(FACTORY)
+    scope: dict = {}
+    exec(FACTORY, scope)
+    torch.manual_seed(0)
+    for name in ("net", "plain"):
+        torch.save({"state_dict": scope[name](CLASSES).state_dict()}, tmp_path / f"{name}.pt")
+    split = colour_split(60, seed=3)
+    for row, (image, label) in enumerate(zip(split.x_NHWC, split.y_N, strict=True)):
+        folder = tmp_path / "images" / split.classes[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{row}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def ngf(*words) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", "from ngf.cli import main; main()", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def purify(*words, model="net.pt", arch="theirs:net", out="out"):
+    return ngf(
+        "purify", "--model", model, "--arch", arch, "--clean", "images", "--out", out, *words
+    )
+
+
+@pytest.mark.parametrize("name", ["net", "plain"])
+def test_the_result_comes_back_as_it_came(place, name):
+    done = purify(*OWN, model=f"{name}.pt", arch=f"theirs:{name}")
+    assert done.returncode == 0, done.stderr
+    assert f"out/{name}.pt" in done.stdout
+    assert "12 held-out images" in done.stdout
+    for line in (
+        "head: 5",
+        "60 of 16x16; 3 classes in this order: channel0",
+        "mean [0.3, 0.3, 0.3]",
+    ):
+        assert line in done.stderr
+    before = torch.load(f"{name}.pt", weights_only=True)
+    after = torch.load(f"out/{name}.pt", weights_only=True)
+    assert after.keys() == before.keys()
+    assert after["state_dict"].keys() == before["state_dict"].keys()
+    report = json.loads((place / "out" / "report.json").read_text())
+    assert {"agreement", "sharpness_victim", "sharpness_purified", "movement"} <= report.keys()
+    assert report["holdout_images"] == 12
+    assert 0 <= report["agreement"] <= 1
+    moved = {key: value for key, value in report["movement"].items() if value > 0}
+    assert "5.weight" in moved
+    assert bool(report["batch_norm_drift"]) == (name == "net")
+
+
+def test_a_folder_of_this_project_needs_no_arch(place, model):
+    store.save_model(place / "victim", model)
+    done = ngf(
+        "purify", "--model", "victim", "--clean", "images", "--out", "out", "--defense", "finetune"
+    )
+    assert done.returncode == 0, done.stderr
+    assert store.load_model(place / "out").card["classes"] == model.card["classes"]
+
+
+def test_the_order_of_classes_is_the_given_one(place):
+    done = purify(*OWN, "--classes", "channel2,channel0,channel1")
+    assert done.returncode == 0, done.stderr
+    assert "in this order: channel2, channel0, channel1" in done.stderr
+    (place / "names.txt").write_text("channel1\nchannel2\nchannel0\n")
+    again = purify(*OWN, "--classes", "@names.txt", out="again")
+    assert "in this order: channel1, channel2, channel0" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "error: how are images normalised? give --mean and --std"),
+        ((*OWN[:3], "0,0"), "error: --std must be three numbers with commas between, got '0,0'"),
+        ((*OWN[:3], "1,0,1"), "error: --std must be three numbers"),
+        ((*OWN, "--classes", "a,b,c"), "images has 3 class folders and the model 3 classes: they"),
+        ((*OWN, "--classes", "@none.txt"), "error: --classes: cannot read none.txt: No such file"),
+        ((*OWN, "--head", "0"), "error: --head 0: the model's linear layers are 5"),
+        ((*OWN, "--arch", "theirs:other"), "error: --arch theirs:other: AttributeError"),
+        ((*OWN, "--model", "none.pt"), "error: no model at none.pt: give a file, a folder"),
+        ((*OWN, "--clean", "nowhere"), "error: no folder nowhere"),
+        ((*OWN, "--defense", "mine"), "no section 'defenses.mine'"),
+        ((*OWN, "--holdout", "0.7"), "holdout must lie between 0 and 0.5, got 0.7"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(place, words, said):
+    done = purify(*words)
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert "Traceback" not in done.stderr
+    assert not (place / "out").exists()
+
+
+def test_images_of_several_sizes_need_one(place):
+    Image.new("RGB", (20, 18)).save(place / "images" / "channel0" / "odd.png")
+    done = purify(*OWN)
+    assert done.returncode == 2
+    assert "has images of" in done.stderr
+    assert "20x18" in done.stderr
+    assert "--size says what they are resized to" in done.stderr
+    assert purify(*OWN, "--size", SIZE).returncode == 0
+
+
+def test_weights_without_a_name_need_one(place):
+    done = ngf("purify", "--model", "net.pt", "--clean", "images", "--out", "out", *OWN)
+    assert done.returncode == 2
+    assert "which network do the weights belong to? give --arch" in done.stderr
+
+
+# What is measured -----------------------------------------------------------------------------
+
+
+def small(scale: float = 1.0) -> Classifier:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 3))
+    with torch.no_grad():
+        net[3].weight.mul_(scale)
+    return Classifier(net, [0.0] * 3, [1.0] * 3, {}).eval()
+
+
+def test_movement_is_in_units_of_each_parameters_norm():
+    moved = movement(small(), small(1.25))
+    assert moved.pop("3.weight") == pytest.approx(0.25, rel=1e-4)
+    assert set(moved.values()) == {0.0}
+
+
+def test_drift_is_the_variance_beyond_clean_images():
+    victim, x_NCHW = small(), torch.rand(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    norm = victim.net[1]
+    with torch.no_grad():
+        u_NCHW = victim.net[0](x_NCHW)
+        norm.running_mean.copy_(u_NCHW.mean((0, 2, 3)))
+        norm.running_var.copy_(u_NCHW.var((0, 2, 3)))
+    assert drift(victim, x_NCHW)["net.1"] == pytest.approx(0, abs=0.01)
+    norm.running_var[2] *= 3
+    assert drift(victim, x_NCHW)["net.1"] == pytest.approx(2 / 4, rel=0.2)
+
+
+def test_a_card_that_names_no_linear_head_is_refused(tmp_path, model):
+    store.save_model(tmp_path / "m", model, head="0")
+    with pytest.raises(InputError, match="the card's head '0' is no linear layer"):
+        store.load_model(tmp_path / "m")
