@@ -31,6 +31,8 @@ VARIANTS = (
 NETS = {  # what `train.<dataset>.model` becomes; the numbers beside it are params.yaml's
     "signs": {"depth": 18, "width": 16, "stem_stride": 2},
     "cifar10": {"depth": 18, "width": 16, "stem_stride": 2},
+    "gtsrb": {"depth": 18, "width": 16, "stem_stride": 2},
+    "tiny_imagenet": {"depth": 18, "width": 32, "stem_stride": 2},
 }
 
 

@@ -32,3 +32,31 @@ def stratified(y_N: np.ndarray, fraction: float, classes: tuple[str, ...], seed:
         for label in range(len(classes))
     ]
     return np.sort(np.concatenate(rows))
+
+
+def by_track(
+    y_N: np.ndarray, track_N: np.ndarray, fraction: float, classes: tuple[str, ...], seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rows taken, rows left) like `stratified`, no track in both: images of one are near copies.
+
+    As many tracks of each class as hold its images are set aside, drawn by chance. Images of such a
+    track that are not needed are on neither side.
+    """
+    rows = stratified(y_N, fraction, classes, seed)
+    rng = np.random.default_rng([seed, 1])
+    taken, left = [], []
+    for label in range(len(classes)):
+        mine = np.flatnonzero(y_N == label)
+        need = int((y_N[rows] == label).sum())
+        order = rng.permutation(np.unique(track_N[mine]))
+        sizes = np.array([(track_N[mine] == track).sum() for track in order])
+        aside = int(np.searchsorted(sizes.cumsum(), need)) + 1
+        if aside >= len(order):
+            raise InputError(
+                f"class '{classes[label]}' has {len(order)} tracks of images and {need} are to be "
+                "set aside, which leaves none to train on; choose a smaller fraction"
+            )
+        away = np.isin(track_N[mine], order[:aside])
+        taken.append(rng.choice(mine[away], need, replace=False))
+        left.append(mine[~away])
+    return np.sort(np.concatenate(taken)), np.sort(np.concatenate(left))

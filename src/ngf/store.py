@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ngf.trail import Snapshot
 
 READ_SIZE = 1 << 20
+PART = 1 << 28
 MARKS = ("card.json", "rows.npy", "metrics.json")  # one of them lies in every artifact folder
 
 
@@ -140,12 +141,27 @@ def _card(folder: Path, what: str, keys: tuple[str, ...]) -> dict[str, Any]:
 # Splits ---------------------------------------------------------------------------------------
 
 
-def save_split(folder: Path, split: Split) -> None:
+def save_split(folder: Path, split: Split, rows: np.ndarray | None = None) -> None:
+    """Of a split, or of these rows of it; never more than `PART` bytes of images in memory."""
     folder.mkdir()
-    np.save(folder / "x.npy", split.x_NHWC)
-    np.save(folder / "y.npy", split.y_N)
+    rows = np.arange(len(split.y_N)) if rows is None else rows
+    shape = (len(rows), *split.x_NHWC.shape[1:])
+    stored = np.lib.format.open_memmap(folder / "x.npy", "w+", np.uint8, shape)
+    start = 0
+    for part in parts(rows, split.x_NHWC):
+        stored[start : start + len(part)] = split.x_NHWC[part]
+        start += len(part)
+    stored.flush()
+    np.save(folder / "y.npy", split.y_N[rows])
     keys = ("dataset", "classes", "mean", "std", "flip")
     write_json(folder / "card.json", {key: getattr(split, key) for key in keys})
+
+
+def parts(rows: np.ndarray, x_NHWC: np.ndarray) -> Iterator[np.ndarray]:
+    """The rows in parts whose images take `PART` bytes at most."""
+    size = max(1, PART // max(1, x_NHWC[0].nbytes)) if len(x_NHWC) else 1
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
 
 
 def load_split(folder: Path) -> Split:

@@ -12,7 +12,8 @@ import numpy as np
 class Source:
     """A data set as its plug-in found it. x: uint8 [N, H, W, 3] RGB; y: int64 [N].
 
-    flip: whether a mirrored image keeps its class.
+    flip: whether a mirrored image keeps its class. track_N: of the training images, which sequence
+    of frames each is of; images of one sequence are near duplicates.
     """
 
     x_train_NHWC: np.ndarray
@@ -21,6 +22,7 @@ class Source:
     y_test_N: np.ndarray
     classes: tuple[str, ...]
     flip: bool = False
+    track_N: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ngf.datasets import Source
+from ngf.datasets import Source, _files
 from ngf.errors import InputError
 from ngf.params import at_least, within
-from ngf.progress import track
 from ngf.split import stratified
-
-SUFFIXES = {".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 
 def load(*, root: str, image_size: int, flip: bool, test_fraction: float, seed: int) -> Source:
@@ -73,12 +70,9 @@ def read_images(
     top: Path, classes: tuple[str, ...], image_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N, size, size, 3] and labels int64 [N], in the order of the file names."""
-    files_K = [_inside(top / name) for name in classes]
+    files_K = [_files.inside(top / name) for name in classes]
     labels = [label for label, files in enumerate(files_K) for _ in files]
-    files = [file for inside in files_K for file in inside]
-    x_NHWC = np.empty((len(files), image_size, image_size, 3), np.uint8)
-    for row, file in enumerate(track(files, "read images", len(files))):
-        x_NHWC[row] = _image(file, image_size)
+    x_NHWC = _files.read([file for files in files_K for file in files], image_size)
     return x_NHWC, np.asarray(labels, np.int64)
 
 
@@ -88,7 +82,7 @@ def common_size(top: Path) -> int:
 
     found: dict[tuple[int, int], Path] = {}
     for name in class_folders(top):
-        for file in _inside(top / name):
+        for file in _files.inside(top / name):
             try:
                 with Image.open(file) as image:
                     found.setdefault(image.size, file)
@@ -99,21 +93,3 @@ def common_size(top: Path) -> int:
         sizes = ", ".join(f"{w}x{h}" for w, h in list(found)[:4])
         raise InputError(f"{top} has images of {sizes}: --size says what they are resized to")
     return width
-
-
-def _inside(folder: Path) -> list[Path]:
-    inside = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
-    if not inside:
-        raise InputError(f"class folder {folder} holds no image")
-    return inside
-
-
-def _image(file: Path, size: int) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            resized = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
-            return np.asarray(resized)
-    except Exception as error:  # Pillow's readers have many ways to say: damaged
-        raise InputError(f"cannot read image {file}: {error}") from error

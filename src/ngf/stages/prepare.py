@@ -38,7 +38,6 @@ def prepare(
 
     from ngf import params, plugins, store
     from ngf.datasets import Split
-    from ngf.split import stratified
 
     protocol = params.parse(Protocol, settings["protocol"], "prepare")
     plugin = plugins.load("datasets", dataset)
@@ -46,23 +45,34 @@ def prepare(
     source = plugin.load(**options)
     _check_labels(source, dataset)
 
-    rows = stratified(source.y_train_N, protocol.clean_fraction, source.classes, protocol.seed)
-    kept = np.ones(len(source.y_train_N), bool)
-    kept[rows] = False
-    mean, std = _moments(source.x_train_NHWC[kept])
+    taken, left = _parted(source, protocol)
+    mean, std = _moments(source.x_train_NHWC, left)
     counts = {}
-    for name, path, x_NHWC, y_N in (
-        ("train", train, source.x_train_NHWC[kept], source.y_train_N[kept]),
-        ("clean", clean, source.x_train_NHWC[rows], source.y_train_N[rows]),
-        ("test", test, source.x_test_NHWC, source.y_test_N),
+    for name, path, x_NHWC, y_N, rows in (
+        ("train", train, source.x_train_NHWC, source.y_train_N, left),
+        ("clean", clean, source.x_train_NHWC, source.y_train_N, taken),
+        ("test", test, source.x_test_NHWC, source.y_test_N, np.arange(len(source.y_test_N))),
     ):
         split = Split(x_NHWC, y_N, dataset, source.classes, mean, std, source.flip)
-        store.save_split(path, split)
-        counts[name] = len(y_N)
+        store.save_split(path, split, rows)
+        counts[name] = len(rows)
     sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
     message = f"{dataset}: {len(source.classes)} classes; {sizes}"
     metrics = {f"images_{name}": float(count) for name, count in counts.items()}
     return Outcome(message, metrics, {"dataset": dataset})
+
+
+def _parted(source: Source, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the clean split and rows to train on."""
+    import numpy as np
+
+    from ngf.split import by_track, stratified
+
+    numbers = (protocol.clean_fraction, source.classes, protocol.seed)
+    if source.track_N is not None:
+        return by_track(source.y_train_N, source.track_N, *numbers)
+    rows = stratified(source.y_train_N, *numbers)
+    return rows, np.setdiff1d(np.arange(len(source.y_train_N)), rows)
 
 
 def _check_labels(source: Source, dataset: str) -> None:
@@ -77,17 +87,22 @@ def _check_labels(source: Source, dataset: str) -> None:
             )
 
 
-def _moments(x_NHWC: np.ndarray) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel for pixels in [0, 1].
+def _moments(x_NHWC: np.ndarray, rows: np.ndarray) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel of these images, for pixels in [0, 1].
 
-    From a histogram a channel: exact, and no float copy of the images.
+    From a histogram a channel: exact, no float copy, and a part of the images at a time.
     """
     import numpy as np
 
+    from ngf.store import parts
+
+    counts_C = np.zeros((x_NHWC.shape[-1], 256), np.int64)
+    for part in parts(rows, x_NHWC):
+        for channel, counts in enumerate(counts_C):
+            counts += np.bincount(x_NHWC[part, ..., channel].ravel(), minlength=256)
     values = np.arange(256) / 255
     mean, std = [], []
-    for channel in range(x_NHWC.shape[-1]):
-        counts = np.bincount(x_NHWC[..., channel].ravel(), minlength=256)
+    for counts in counts_C:
         centre = counts @ values / counts.sum()
         spread = counts @ (values - centre) ** 2 / counts.sum()
         mean.append(round(float(centre), 6))
