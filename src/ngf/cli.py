@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
+import math
 import sys
 import typing
 from collections.abc import Callable, Iterator
@@ -121,11 +122,10 @@ def _purify(
     own = arch is not None or (clean.is_dir() and not (clean / "card.json").exists())
     names = {"model": model, "clean": clean, "defense": defense, "out": out}
     settings = _settings("purify", params_file, names)
-    if holdout is not None or own:
-        settings["protocol"] = {
-            **settings["protocol"],
-            "holdout": 0.2 if holdout is None else holdout,
-        }
+    if holdout is None and own:
+        holdout = settings["protocol"].get("holdout") or 0.2
+    if holdout is not None:
+        settings["protocol"] = {**settings["protocol"], "holdout": holdout}
     if not own:
         place = report or out.with_name(f"{out.name}.json")
         arguments = {**names, "model": Path(model), "report": place}
@@ -165,19 +165,23 @@ def _numbers(name: str, text: str | None) -> list[float] | None:
         found = [float(word) for word in text.split(",")]
     except ValueError:
         found = []
-    if len(found) != 3 or (name == "std" and min(found) <= 0):
+    if len(found) != 3 or not all(map(math.isfinite, found)) or (name == "std" and min(found) <= 0):
         raise InputError(f"--{name} must be three numbers with commas between, got '{text}'")
     return found
 
 
 def _names(text: str | None) -> list[str] | None:
     """Names with commas between, or a file with one a line."""
-    if text is None or not text.startswith("@"):
-        return text.split(",") if text else None
+    if text is None:
+        return None
     try:
-        return Path(text[1:]).read_text().split("\n")[:-1]
-    except OSError as error:
-        raise InputError(f"--classes: cannot read {text[1:]}: {error.strerror}") from error
+        words = Path(text[1:]).read_text().splitlines() if text[:1] == "@" else text.split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--classes: cannot read {text[1:]}: {error}") from error
+    found = [word.strip() for word in words if word.strip()]
+    if len(found) < 2 or len(set(found)) != len(found):
+        raise InputError(f"--classes must be two different names at least, got {found[:5]}")
+    return found
 
 
 for _name in stages.NAMES:

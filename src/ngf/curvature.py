@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
 NEVER = 1e-30
@@ -18,8 +19,9 @@ def sharpness(
     Rayleigh quotient of the last vector: from below, and near after some twenty iterations.
     """
     parameters = [p for p in model.parameters() if p.requires_grad and p.is_floating_point()]
-    loss = cross_entropy(model(x_NCHW), y_N)
-    gradients = torch.autograd.grad(loss, parameters, create_graph=True)
+    with sdpa_kernel(SDPBackend.MATH):  # the fast ones have no second derivative
+        loss = cross_entropy(model(x_NCHW), y_N)
+    gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
     generator = torch.Generator(x_NCHW.device).manual_seed(seed)
     vector = _unit(
         [

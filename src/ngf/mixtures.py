@@ -43,6 +43,8 @@ class Mixtures:
         self.y_N = y_N[order_N]
         self.count_K = torch.bincount(y_N, minlength=answer_NK.shape[1])
         self.first_K = self.count_K.cumsum(0) - self.count_K
+        if (self.count_K > 0).sum() < 2:  # too few images to find two classes among them
+            count = 0
         one_M = self._whole(len(y_N), count)
         two_M = self._strangers(self.y_N[one_M])
         self.pair_2M = self.y_N[torch.stack([one_M, two_M])]
@@ -55,6 +57,8 @@ class Mixtures:
         A class's draw is its mean probability over the mixtures. All classes of a benign model draw
         about alike.
         """
+        if not self.third_MK.any():
+            return 0.0
         first, second = self.third_MK.mean(0).topk(2).values
         return ((first - second) / first.clamp_min(LITTLE)).item()
 
@@ -72,6 +76,8 @@ class Mixtures:
     @torch.no_grad()
     def _third(self, model: nn.Module, one_M: Tensor, two_M: Tensor) -> Tensor:
         """Probabilities [M, K], those of the two classes that are there set to 0."""
+        if not len(one_M):
+            return self.answer_NK[:0].float()
         with autocast(self.x_NCHW.device):
             parts = [
                 model(self._joined(*rows))

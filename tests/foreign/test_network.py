@@ -1,12 +1,15 @@
 """The network of foreign weights: by name, by factory, with the right head."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
 from ngf import models, store
 from ngf.errors import InputError
-from ngf.foreign.network import assemble
+from ngf.foreign import network
+from ngf.foreign.weights import Checkpoint
 from ngf.models import Classifier, named
 
 CLASSES = 3
@@ -17,7 +20,24 @@ def tiny(num_classes):
                          nn.Linear(4, 5), nn.Linear(5, num_classes), nn.Linear(num_classes, 7))
 def broken(): raise KeyError("mine")
 def nothing(): return 3
+def frozen(num_classes):
+    net = tiny(num_classes).requires_grad_(False)
+    net[5] = nn.Identity()
+    return net
+def tied(num_classes):
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, num_classes))
+    net[2].weight = net[1].weight
+    return net
+class Wrapped(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, num_classes))
 """
+
+
+def assemble(arch, tensors, n_classes, head):
+    net, card, _ = network.assemble(arch, Checkpoint(Path("w.pt"), tensors), n_classes, head)
+    return net, card
 
 
 @pytest.fixture
@@ -81,7 +101,7 @@ def test_a_factory_and_a_head_by_name(factory):
         ("theirs:missing", None, "--arch theirs:missing: AttributeError"),
         ("not_there:tiny", None, "--arch not_there:tiny: ModuleNotFoundError"),
         ("resnet81", None, "resnet18"),
-        ("resnet18", None, "the weights are not those of resnet18: 122 are missing"),
+        ("resnet18", None, "the weights are not those of resnet18 with 3 classes: 102 are missing"),
     ],
 )
 def test_what_cannot_be_built_is_said(factory, arch, head, said):
@@ -94,6 +114,45 @@ def test_another_number_of_classes_is_said():
     said = r"resnet18 with 3 classes: fc.weight is \[10, 512\], not \[3, 512\]"
     with pytest.raises(InputError, match=said):
         assemble("resnet18", tensors, CLASSES, None)
+
+
+def test_a_frozen_layer_is_tuned_too(factory):
+    tensors = {name: t for name, t in tiny_weights().items() if not name.startswith("5")}
+    net, _ = assemble("theirs:frozen", tensors, CLASSES, None)
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_names_that_share_a_tensor_need_be_there_once(factory):
+    torch.manual_seed(0)
+    shared, last = torch.rand(4, 4), torch.rand(CLASSES, 4)
+    tensors = {"1.weight": shared, "1.bias": torch.rand(4), "2.bias": torch.rand(4)}
+    tensors |= {"3.weight": last, "3.bias": torch.rand(CLASSES)}
+    net, _ = assemble("theirs:tied", tensors, CLASSES, None)
+    assert torch.equal(net[2].weight, shared)
+
+
+def test_a_network_may_keep_all_in_a_part_called_model(factory):
+    """And a batch norm's counter may be missing."""
+    net = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, CLASSES))
+    tensors = {f"model.{name}": t for name, t in net.state_dict().items() if "num" not in name}
+    for prefix in ("", "module."):
+        own = {prefix + name: tensor for name, tensor in tensors.items()}
+        found, card = assemble("theirs:Wrapped", own, CLASSES, None)
+        assert card["head"] == "model.2"
+        assert torch.equal(found.model[2].weight, net[2].weight)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (nn.Conv2d(1, 2, 3), r"does not take images \[N, 3, 8, 8\]: .*; --size says"),
+        (nn.Conv2d(3, 2, 3), r"gives \[2, 2, 6, 6\] for two images, not logits \[2, 3\]"),
+        (nn.LSTM(8, 3), "does not take images"),
+    ],
+)
+def test_a_network_that_gives_no_logits_is_said(model, said):
+    with pytest.raises(InputError, match=said):
+        network.check_answers(model, (8, 8), CLASSES)
 
 
 def test_weights_that_are_not_finite_are_said():

@@ -12,8 +12,8 @@ from torch import nn
 
 from ngf import store
 from ngf.errors import InputError
-from ngf.foreign.purify import drift, movement
-from ngf.models import Classifier
+from ngf.foreign.purify import _sharpness, drift, movement
+from ngf.models import Classifier, named
 
 FACTORY = """
 from torch import nn
@@ -75,7 +75,7 @@ def test_the_result_comes_back_as_it_came(place, name):
     assert {"agreement", "sharpness_victim", "sharpness_purified", "movement"} <= report.keys()
     assert report["holdout_images"] == 12
     assert 0 <= report["agreement"] <= 1
-    moved = {key: value for key, value in report["movement"].items() if value > 0}
+    moved = {key for key, value in report["movement"].items() if value}
     assert "5.weight" in moved
     assert bool(report["batch_norm_drift"]) == (name == "net")
 
@@ -87,6 +87,41 @@ def test_a_folder_of_this_project_needs_no_arch(place, model):
     )
     assert done.returncode == 0, done.stderr
     assert store.load_model(place / "out").card["classes"] == model.card["classes"]
+
+
+@pytest.mark.parametrize(
+    "words", [OWN[:2], ("--classes", "channel2,channel1,channel0"), ("--head", "x")]
+)
+def test_a_word_against_the_card_is_refused(place, model, words):
+    store.save_model(place / "victim", model)
+    done = ngf("purify", "--model", "victim", "--clean", "images", "--out", "out", *words)
+    assert done.returncode == 2
+    assert f"{words[0]} has no place here: the model's card says it; leave it out" in done.stderr
+
+
+def test_what_came_back_goes_in_again_without_a_name(place):
+    """A network with a public name; a factory must be named each time."""
+    torch.manual_seed(0)
+    torch.save(named.build(CLASSES, name="mobilenet_v3_small").state_dict(), "mob.pt")
+    fast = ("--defense", "none")
+    once = purify(*OWN, *fast, model="mob.pt", arch="mobilenet_v3_small")
+    assert once.returncode == 0, once.stderr
+    again = ngf("purify", "--model", "out", "--clean", "images", "--out", "again", *fast)
+    assert again.returncode == 0, again.stderr
+    tensors = torch.load("again/mob.pt", weights_only=True)
+    for name, tensor in torch.load("mob.pt", weights_only=True).items():
+        assert torch.equal(tensors[name], tensor)
+    assert purify(*OWN, *fast, out="mine").returncode == 0
+    lost = ngf("purify", "--model", "mine", "--clean", "images", "--out", "x", *fast)
+    assert "give --arch" in lost.stderr
+
+
+def test_a_prepared_split_will_do_for_images(place):
+    store.save_split(place / "split", colour_split(60, seed=3))
+    done = purify(*OWN, "--clean", "split", "--defense", "none")
+    assert done.returncode == 0, done.stderr
+    refused = purify(*OWN, "--clean", "split", "--size", "8", out="x")
+    assert "--size has no place here: the prepared split split says it" in refused.stderr
 
 
 def test_the_order_of_classes_is_the_given_one(place):
@@ -105,12 +140,20 @@ def test_the_order_of_classes_is_the_given_one(place):
         ((*OWN[:3], "0,0"), "error: --std must be three numbers with commas between, got '0,0'"),
         ((*OWN[:3], "1,0,1"), "error: --std must be three numbers"),
         ((*OWN, "--classes", "a,b,c"), "images has 3 class folders and the model 3 classes: they"),
-        ((*OWN, "--classes", "@none.txt"), "error: --classes: cannot read none.txt: No such file"),
+        (
+            (*OWN, "--classes", "@none.txt"),
+            "error: --classes: cannot read none.txt: [Errno 2] No such file",
+        ),
         ((*OWN, "--head", "0"), "error: --head 0: the model's linear layers are 5"),
         ((*OWN, "--arch", "theirs:other"), "error: --arch theirs:other: AttributeError"),
         ((*OWN, "--model", "none.pt"), "error: no model at none.pt: give a file, a folder"),
         ((*OWN, "--clean", "nowhere"), "error: no folder nowhere"),
         ((*OWN, "--defense", "mine"), "no section 'defenses.mine'"),
+        ((*OWN, "--classes", "a"), "error: --classes must be two different names at least"),
+        ((*OWN[:1], "nan,0,0", *OWN[2:]), "error: --mean must be three numbers"),
+        ((*OWN, "--size", "4"), "error: size must be at least 8, got 4"),
+        ((*OWN, "--out", "net.pt"), "error: --out net.pt is a file; it must be a folder"),
+        ((*OWN, "--out", "."), "error: --out . holds net.pt, which would be deleted"),
         ((*OWN, "--holdout", "0.7"), "holdout must lie between 0 and 0.5, got 0.7"),
     ],
 )
@@ -120,6 +163,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(place, words, said):
     errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert len(errors) == 1
     assert said in errors[0]
+    assert (place / "net.pt").is_file()
     assert "Traceback" not in done.stderr
     assert not (place / "out").exists()
 
@@ -154,7 +198,32 @@ def small(scale: float = 1.0) -> Classifier:
 def test_movement_is_in_units_of_each_parameters_norm():
     moved = movement(small(), small(1.25))
     assert moved.pop("3.weight") == pytest.approx(0.25, rel=1e-4)
+    assert moved.pop("1.bias") is None  # a share of nothing
     assert set(moved.values()) == {0.0}
+
+
+def test_what_has_no_second_derivative_has_no_sharpness():
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, gradient):
+            return 2 * gradient
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(3, 3)
+
+        def forward(self, x_NCHW):
+            return Once.apply(self.head(x_NCHW.mean((2, 3))))
+
+    x_NCHW, y_N = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
+    assert _sharpness(Classifier(Net(), [0.0] * 3, [1.0] * 3, {}).eval(), x_NCHW, y_N) is None
+    assert _sharpness(small(), x_NCHW, y_N) is not None
 
 
 def test_drift_is_the_variance_beyond_clean_images():

@@ -1,6 +1,8 @@
 """Foreign weights: every form that is read comes back in that form, and none executes code."""
 
+import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,13 +43,13 @@ def test_what_is_read_comes_back_as_it_was(tmp_path, form, suffix):
         save_file(content, file)
     else:
         pytest.skip("safetensors holds tensors alone")
-    found = weights.read(str(file))
+    found = weights.read(str(file)).called(state().keys())
     assert found.tensors.keys() == state().keys()
     (tmp_path / "out").mkdir()
     changed = {name: tensor.float() + 1 for name, tensor in found.tensors.items()}
     written = found.write(tmp_path / "out", changed)
     assert written.name == file.name
-    again = weights.read(str(written))
+    again = weights.read(str(written)).called(state().keys())
     assert (again.prefix, again.key, again.around) == (found.prefix, found.key, found.around)
     for name, tensor in found.tensors.items():
         assert again.tensors[name].dtype == tensor.dtype
@@ -82,6 +84,58 @@ def test_what_holds_no_weights_is_said(tmp_path, name, content, said):
     file.write_bytes(content) if isinstance(content, bytes) else torch.save(content, file)
     with pytest.raises(InputError, match=said):
         weights.read(str(file))
+
+
+def test_other_weights_in_the_file_do_not_come_back(tmp_path):
+    """An averaged copy is the model as it was, backdoor and all."""
+    moments = {"state": {0: {"momentum": torch.zeros(2)}}, "lr": 0.1}
+    content = {"model": state(), "ema": state(), "optimizer": moments, "step": torch.tensor(3)}
+    torch.save({**content, "args": {"lr": 0.1}}, tmp_path / "all.pt")
+    found = weights.read(str(tmp_path / "all.pt"))
+    assert (found.key, found.left) == ("model", ("ema", "optimizer"))
+    (tmp_path / "out").mkdir()
+    written = torch.load(found.write(tmp_path / "out", found.tensors), weights_only=True)
+    assert written.keys() == {"model", "step", "args"}
+
+
+def test_a_prefix_that_belongs_to_the_network_stays():
+    found = weights.Checkpoint(Path("a.pt"), renamed("module.model."))
+    assert found.called(renamed("model.").keys()).prefix == "module."
+    assert found.called(state().keys()).prefix == "module.model."
+    assert found.called(renamed("module.model.").keys()).prefix == ""
+    assert found.called(["something else"]).prefix == "module.model."
+
+
+def test_metadata_of_safetensors_stay(tmp_path):
+    save_file(state(), tmp_path / "a.safetensors", metadata={"format": "pt", "by": "them"})
+    found = weights.read(str(tmp_path / "a.safetensors"))
+    (tmp_path / "out").mkdir()
+    again = weights.read(str(found.write(tmp_path / "out", found.tensors)))
+    assert again.notes == {"format": "pt", "by": "them"}
+
+
+def test_nothing_and_quantised_weights_are_refused(tmp_path):
+    save_file({}, tmp_path / "none.safetensors")
+    with pytest.raises(InputError, match="holds no weights"):
+        weights.read(str(tmp_path / "none.safetensors"))
+    torch.save({"w": torch.zeros(2, dtype=torch.int8)}, tmp_path / "q.pt")
+    with pytest.raises(InputError, match="w is int8; quantised weights cannot be purified"):
+        weights.read(str(tmp_path / "q.pt"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"input_CHW": 8}, {"mean": 0.5}, {"std": [0.0, 1.0, 1.0]}, {"classes": [{}]}, {"options": 3}],
+)
+def test_a_card_that_is_none_is_said(tmp_path, change):
+    card = {"arch": "named", "options": {}, "classes": ["a"], "input_CHW": [3, 8, 8]}
+    card |= {"mean": [0.0] * 3, "std": [1.0] * 3}
+    torch.save(state(), tmp_path / "a.pt")
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    assert weights.read(str(tmp_path)).card == card
+    (tmp_path / "card.json").write_text(json.dumps({**card, **change}))
+    with pytest.raises(InputError, match=r"card\.json is no model's card"):
+        weights.read(str(tmp_path))
 
 
 def test_a_folder_must_hold_one_file(tmp_path):

@@ -42,9 +42,7 @@ def read(
     Raises:
         InputError: a file that is missing or damaged, by its name.
     """
-    shape = (len(files), size, size, 3)
-    with tempfile.TemporaryFile() as stream:
-        x_NHWC = np.memmap(stream, np.uint8, "w+", shape=shape)
+    x_NHWC = _array((len(files), size, size, 3))
 
     def one(row: int) -> None:
         x_NHWC[row] = _image(files[row], size, boxes[row] if boxes else None, crop)
@@ -55,11 +53,27 @@ def read(
     return x_NHWC
 
 
+def _array(shape: tuple[int, ...]) -> np.ndarray:
+    """In a file without a name, in TMPDIR; its room is taken at once, or the disk is too small."""
+    room = int(np.prod(shape))
+    with tempfile.TemporaryFile() as stream:
+        try:
+            os.posix_fallocate(stream.fileno(), 0, max(1, room))
+        except OSError as error:
+            raise InputError(
+                f"{tempfile.gettempdir()} has no room for {room / 2**30:.1f} GiB of images "
+                f"({error.strerror}); TMPDIR names another folder"
+            ) from error
+        return np.memmap(stream, np.uint8, "r+", shape=shape)
+
+
 def _image(file: Path, size: int, box: Box | None, crop: bool) -> np.ndarray:
     from PIL import Image, ImageOps
 
     try:
         with Image.open(file) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"it has more than 8 bits a channel ({image.mode})")
             if box is None and file.suffix.lower() in (".jpg", ".jpeg"):
                 image.draft("RGB", (2 * size, 2 * size))  # decodes a large JPEG at a fraction
             rgb = image.convert("RGB")

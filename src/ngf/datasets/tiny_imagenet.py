@@ -66,6 +66,8 @@ def _annotated(val: Path, label_of: dict[str, int]) -> list[tuple[Path, int]]:
                 f"{val / 'val_annotations.txt'}, line {number}: class '{wnid}' is not in wnids.txt"
             )
         pairs.append((val / "images" / name, label_of[wnid]))
+    if not pairs:
+        raise InputError(f"{val / 'val_annotations.txt'} names no image")
     return pairs
 
 

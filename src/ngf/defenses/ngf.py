@@ -146,7 +146,7 @@ def purify(
     sieve(strict, seen, weak=strong, damp=damp)
 
     pairs = Mixtures(victim, x_NCHW, y_N, target_NK, count=mixed, generator=own_chance)
-    likely = pairs.third_MK.mean(0).topk(min(SEARCHED, target_NK.shape[1])).indices
+    likely = pairs.third_MK.sum(0).topk(min(SEARCHED, target_NK.shape[1])).indices
     classes = likely.sort().values.tolist()
     group = max(1, min(GROUP, IN_A_STEP // (PER * pixels)))
     found = suspect(victim, sieved, strict, draw, classes=classes, steps=search, group=group)
@@ -159,7 +159,7 @@ def purify(
         move = _mover(moves_MCHW, reach, generator)
         sieve_against(model, seen, move(x_NCHW), weak=SLIGHT, firm=firmness)
         more.append(_moved(move, part * share))
-    if pairs.lead >= mixed_lead:
+    if pairs.third_MK.any() and pairs.lead >= mixed_lead:
         steps = round(mixed_longer * steps)
         more.append(lambda batch: pairs.hard(len(batch[1])))
     show = _shown(victim, trust, more)

@@ -30,6 +30,8 @@ from ngf.models import head
 
 Layer = nn.Conv2d | nn.Linear
 CHUNK = 64  # images whose patches are unfolded at a time
+UNFOLDED = 2**27  # numbers in them, at most
+WIDEST = 8192  # inputs of a layer; the moments of a wider one (VGG's first linear one) are too many
 
 
 @torch.no_grad()
@@ -64,12 +66,12 @@ def displacement_moments(model: nn.Module, x_NCHW: Tensor, moved_NCHW: Tensor) -
 
 
 def filtered_layers(model: nn.Module) -> dict[str, Layer]:
-    """Convolutions and linear layers but the head, by name."""
+    """Convolutions and linear layers but the head and those wider than WIDEST, by name."""
     last = head(model)
     return {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, Layer) and layer is not last
+        if isinstance(layer, Layer) and layer is not last and layer.weight[0].numel() <= WIDEST
     }
 
 
@@ -118,7 +120,7 @@ def input_moment(layer: Layer, x: Tensor) -> Tensor:
     count = 0
     # Not in bfloat16, whatever the pass around it does: its rounding exceeds small eigenvalues.
     with torch.autocast(x.device.type, enabled=False):
-        for part in x.split(CHUNK):
+        for part in x.split(max(1, min(CHUNK, UNFOLDED // (size * max(1, x[0, 0].numel()))))):
             u_GRI = _inputs(layer, part.float(), groups)
             total_GII += (u_GRI.mT @ u_GRI).double()
             count += u_GRI.shape[1]

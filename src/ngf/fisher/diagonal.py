@@ -25,13 +25,18 @@ LAYERS = ("norms+head", "norms", "head")  # what can be tuned
 def tuned_parameters(model: nn.Module, layers: str = LAYERS[0]) -> dict[str, nn.Parameter]:
     """Scales and shifts of every batch norm, and the head, or one of both: what NGF tunes, by name.
 
+    Subclasses of batch norm are left out: they may compute something else (timm's also activate).
     Group norms are left out: torch 2.13 has no forward-mode derivative of theirs for channels-last
     images, and its backward pass crashes on the CPU where the norm's input needs no gradient.
     """
-    modules: list[nn.Module] = [] if layers == "head" else [*batch_norms(model).values()]
+    modules: list[nn.Module] = [] if layers == "head" else _batch_norms(model)
     modules += [] if layers == "norms" else [head(model)]
     wanted = {id(p) for module in modules for p in module.parameters()}
     return {name: p for name, p in model.named_parameters() if id(p) in wanted}
+
+
+def _batch_norms(model: nn.Module) -> list[nn.Module]:
+    return [norm for norm in batch_norms(model).values() if type(norm) is nn.BatchNorm2d]
 
 
 def head_diagonal(features_ND: Tensor, probabilities_NC: Tensor) -> tuple[Tensor, Tensor]:

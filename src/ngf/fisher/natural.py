@@ -146,5 +146,5 @@ def _gradient(model: nn.Module, parameters: dict[str, nn.Parameter], batch: Batc
     with autocast(x_NCHW.device):
         logits_NC = model(x_NCHW)
     loss = cross_entropy(logits_NC.float(), y_N)
-    found = torch.autograd.grad(loss, list(parameters.values()))
+    found = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
     return dict(zip(parameters, found, strict=True))

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ngf.errors import InputError
+from ngf.foreign.weights import COUNTER
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from ngf.foreign.weights import Checkpoint
 
 NAMED = "named"  # the model plug-in that knows torchvision's and timm's networks
 FACTORY = "factory"  # the word in a card for a network that only its owner's code can build
@@ -20,9 +23,10 @@ COUNTS = ("num_classes", "n_classes", "classes")  # how factories call it
 
 
 def assemble(
-    arch: str, tensors: Mapping[str, Tensor], n_classes: int, head: str | None
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The network with its weights in it, and what a card says of it: arch, options and head.
+    arch: str, checkpoint: Checkpoint, n_classes: int, head: str | None
+) -> tuple[nn.Module, dict[str, Any], Checkpoint]:
+    """The network with the weights in it, what a card says of it (arch, options and head), and the
+    checkpoint by the network's names.
 
     Args:
         arch: a torchvision or timm name, or `package.module:factory`. head: the name of the linear
@@ -34,21 +38,27 @@ def assemble(
     if ":" in arch:
         net, card = _made(arch, n_classes), {"arch": FACTORY, "options": {"factory": arch}}
     else:
-        net, card = _by_name(arch, tensors, n_classes)
-    _load(net, tensors, arch, n_classes)
-    return net, {**card, "head": _head(net, n_classes, head)}
+        net, card = _by_name(arch, checkpoint, n_classes)
+    checkpoint = checkpoint.called(net.state_dict().keys())
+    load(net, checkpoint.tensors, f"{arch} with {n_classes} classes")
+    net.requires_grad_()  # a frozen layer may be where a backdoor listens
+    return net, {**card, "head": _head(net, n_classes, head)}, checkpoint
 
 
-def _by_name(
-    name: str, tensors: Mapping[str, Tensor], n_classes: int
-) -> tuple[nn.Module, dict[str, Any]]:
+def _by_name(name: str, checkpoint: Checkpoint, n_classes: int) -> tuple[nn.Module, dict[str, Any]]:
     """With a small stem where the weights of the first convolution have one."""
+    from torch import nn
+
     from ngf.models import named
 
     net = named.build(n_classes, name=name)
-    kernel = tensors["conv1.weight"].shape if "conv1.weight" in tensors else None
-    own = getattr(net, "conv1", None)
-    small = kernel is not None and own is not None and kernel[2:] == (3, 3) != own.kernel_size
+    tensors = checkpoint.called(net.state_dict().keys()).tensors
+    stem = getattr(net, "conv1", None)
+    small = (
+        isinstance(stem, nn.Conv2d)
+        and "conv1.weight" in tensors
+        and tensors["conv1.weight"].shape[2:] == (3, 3) != stem.kernel_size
+    )
     if small:
         named.shrink_stem(net)
     return net, {"arch": NAMED, "options": {"name": name, "small_stem": small}}
@@ -74,25 +84,49 @@ def _made(arch: str, n_classes: int) -> nn.Module:
     return net
 
 
-def _load(net: nn.Module, tensors: Mapping[str, Tensor], arch: str, n_classes: int) -> None:
+def load(net: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
+    """Put the weights in, all of them; names that share a tensor need be there once."""
     wanted = net.state_dict()
-    missing = [name for name in wanted if name not in tensors]
+    places = {wanted[name].data_ptr() for name in tensors if name in wanted}
+    missing = [
+        name
+        for name, tensor in wanted.items()
+        if name not in tensors and not name.endswith(COUNTER) and tensor.data_ptr() not in places
+    ]
     odd = [name for name in tensors if name not in wanted]
     if missing or odd:
-        first = f"it lacks {missing[0]}" if missing else f"it has {odd[0]}, which {arch} has not"
+        first = f"it lacks {missing[0]}" if missing else f"it has {odd[0]}, which that has not"
         raise InputError(
-            f"the weights are not those of {arch}: {len(missing)} are missing and {len(odd)} too "
+            f"the weights are not those of {what}: {len(missing)} are missing and {len(odd)} too "
             f"many; {first}"
         )
     for name, tensor in tensors.items():
         if tensor.shape != wanted[name].shape:
             raise InputError(
-                f"the weights are not those of {arch} with {n_classes} classes: {name} is "
-                f"{list(tensor.shape)}, not {list(wanted[name].shape)}"
+                f"the weights are not those of {what}: {name} is {list(tensor.shape)}, not "
+                f"{list(wanted[name].shape)}"
             )
     if not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise InputError("the weights are not finite: their training diverged")
-    net.load_state_dict(dict(tensors))
+    net.load_state_dict(dict(tensors), strict=False)
+
+
+def check_answers(model: nn.Module, size_HW: tuple[int, ...], n_classes: int) -> None:
+    """`InputError` unless two images of this size give two rows of logits."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros(2, 3, *size_HW))
+    except Exception as error:  # networks say in their own ways that an image does not fit
+        said = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"the network does not take images [N, 3, {size_HW[0]}, {size_HW[1]}]: {said}; --size "
+            "says what images are resized to"
+        ) from error
+    shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+    if shape != [2, n_classes]:
+        raise InputError(f"the network gives {shape} for two images, not logits [2, {n_classes}]")
 
 
 def _head(net: nn.Module, n_classes: int, wanted: str | None) -> str:

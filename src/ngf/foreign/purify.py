@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from ngf import params
 from ngf.errors import InputError
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from ngf.purification import Purification
 
 MEASURED = 128  # held-out images whose loss is looked at for its curvature
+AT_ONCE = 2**20  # and their pixels, at most
 ODD = 0.05  # batch norm's mean evidence above it is a warning sign
 
 
@@ -64,17 +67,18 @@ def purify(
     from ngf.purification import Protocol, purification
 
     checkpoint = weights.read(given.model)
-    split = images(given, checkpoint.card)
-    victim = _victim(given, checkpoint, split)
-    for line in _echo(given, victim().card, split):
-        say(line)
-    if "shift" in options:  # views must not leave a small image
-        options = {**options, "shift": min(options["shift"], split.x_NHWC.shape[1] - 1)}
-    checked = params.parse(Protocol, protocol, "purify")
-    done = purification(victim, split, defense=defense, options=options, protocol=checked)
-    numbers = {**done.numbers, **measures(victim(), done)}
+    _check_place(out, checkpoint.file, given.clean)
     places = {"out": out, **({"report": report} if report else {})}
-    with store.whole(places) as partial:
+    with store.whole(places) as partial:  # first of all, so that a bad place costs no time
+        split = images(given, checkpoint.card)
+        victim, checkpoint = _victim(given, checkpoint, split)
+        for line in _echo(given, victim(), split, checkpoint):
+            say(line)
+        checked = params.parse(Protocol, protocol, "purify")
+        options = _fitted(options, split.x_NHWC.shape[1])
+        done = purification(victim, split, defense=defense, options=options, protocol=checked)
+        _as_stored(done.model, checkpoint)
+        numbers = {**done.numbers, **measures(victim(), done)}
         folder = partial["out"]
         folder.mkdir()
         file = checkpoint.write(folder, done.model.net.state_dict())
@@ -83,15 +87,37 @@ def purify(
     return Outcome(_summary(out / file.name, numbers, done), numbers, {"defense": defense})
 
 
+def _check_place(out: Path, *kept: Path) -> None:
+    """`InputError` where writing `out` would delete what is read, or a file."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; it must be a folder, new or of this project")
+    for path in kept:
+        if path.resolve().is_relative_to(out.resolve()):
+            raise InputError(f"--out {out} holds {path}, which would be deleted")
+
+
+def _fitted(options: Mapping[str, Any], size: int) -> Mapping[str, Any]:
+    """Views must not leave a small image."""
+    shift = options.get("shift")
+    return {**options, "shift": min(shift, size - 1)} if isinstance(shift, int) else options
+
+
 def images(given: Given, card: Mapping[str, Any]) -> Split:
-    """The folder's images as a split, in the model's order of classes; or a split as it is."""
-    from ngf import store
+    """The folder's images as a split, in the model's order of classes; or a split as it is.
+
+    What the person says holds; where the model is one that its card describes, the card does, and a
+    word against it is an error.
+    """
+    from ngf import params, store
     from ngf.datasets import Split, folder
 
+    if given.arch is None and card:
+        _refuse(given, ("mean", "std", "classes", "head"), "the model's card says it")
     if (given.clean / "card.json").exists():
-        return store.load_split(given.clean)
-    mean = given.mean or card.get("mean")
-    std = given.std or card.get("std")
+        _refuse(given, ("classes", "size", "flip"), f"the prepared split {given.clean} says it")
+        split = store.load_split(given.clean)
+        return replace(split, mean=given.mean or split.mean, std=given.std or split.std)
+    mean, std = given.mean or card.get("mean"), given.std or card.get("std")
     if not mean or not std:
         raise InputError(
             "how are images normalised? give --mean and --std, three numbers each for pixels in "
@@ -105,100 +131,142 @@ def images(given: Given, card: Mapping[str, Any]) -> Split:
             f"they differ in {', '.join(odd[:5])}"
         )
     classes = tuple(names or found)
-    stored = card.get("input_CHW")
-    size = given.size or (stored[1] if stored else folder.common_size(given.clean))
+    size = given.size
+    if size is None:
+        size = card["input_CHW"][1] if card else folder.common_size(given.clean)
+    params.at_least(8, size=size)
     x_NHWC, y_N = folder.read_images(given.clean, classes, size)
     return Split(x_NHWC, y_N, given.clean.name, classes, list(mean), list(std), given.flip)
 
 
-def _victim(given: Given, checkpoint: Checkpoint, split: Split) -> Callable[[], Classifier]:
-    """Builds the model anew at each call: some are changed."""
-    import torch
+def _refuse(given: Given, names: tuple[str, ...], why: str) -> None:
+    said = [name for name in names if getattr(given, name) not in (None, False)]
+    if said:
+        raise InputError(f"--{said[0]} has no place here: {why}; leave it out")
 
-    from ngf import models, store
+
+def _victim(
+    given: Given, checkpoint: Checkpoint, split: Split
+) -> tuple[Callable[[], Classifier], Checkpoint]:
+    """What builds the model anew at each call, some are changed; the weights by its names."""
+    from ngf import models
     from ngf.foreign import network
 
-    def named() -> Classifier:
+    card = checkpoint.card
+    n_classes, size_HW = len(split.classes), split.x_NHWC.shape[1:3]
+    if given.arch is None and (not card or card["arch"] == network.FACTORY):
+        raise InputError(
+            "which network do the weights belong to? give --arch: a torchvision or timm name, or "
+            "package.module:factory"
+        )
+
+    def by_name() -> tuple[Classifier, Checkpoint]:
         assert given.arch is not None
-        net, card = network.assemble(given.arch, checkpoint.tensors, len(split.classes), given.head)
-        card |= {
-            "classes": list(split.classes),
-            "input_CHW": [3, *split.x_NHWC.shape[1:3]],
-            "mean": split.mean,
-            "std": split.std,
-        }
+        net, said, named = network.assemble(given.arch, checkpoint, n_classes, given.head)
+        said |= {"classes": list(split.classes), "input_CHW": [3, *size_HW]}
+        said |= {"mean": split.mean, "std": split.std}
         moved: Any = net.float()  # torch's stubs know no memory format alone
         net = moved.to(memory_format=torch.channels_last)
-        return models.Classifier(net, split.mean, split.std, card).eval()
+        return models.Classifier(net, split.mean, split.std, said).eval(), named
 
-    if given.arch:
-        return named
-    if "arch" in checkpoint.card:
-        return lambda: store.load_model(checkpoint.file.parent)
-    raise InputError(
-        "which network do the weights belong to? give --arch: a torchvision or timm name, or "
-        "package.module:factory"
-    )
+    def by_card() -> tuple[Classifier, Checkpoint]:
+        model = models.build(card, card["mean"], card["std"], where=f"{given.model}: options")
+        named = checkpoint.called(model.net.state_dict().keys())
+        network.load(model.net, named.tensors, given.model)
+        return model.eval(), named
+
+    build = by_name if given.arch else by_card
+    model, named = build()
+    network.check_answers(model, size_HW, n_classes)
+    return lambda: build()[0], named
 
 
-def _echo(given: Given, card: Mapping[str, Any], split: Split) -> list[str]:
+def _as_stored(model: Classifier, checkpoint: Checkpoint) -> None:
+    """Round the weights to the types of the file, so that what is measured is what is written."""
+    state = model.net.state_dict()
+    for name, old in checkpoint.tensors.items():
+        state[name].copy_(state[name].to(old.dtype))
+        if not state[name].isfinite().all():
+            raise InputError(f"{name} does not fit into {old.dtype}, the type of the given weights")
+
+
+def _echo(given: Given, model: Classifier, split: Split, checkpoint: Checkpoint) -> list[str]:
     """What was taken to be the case, for a person to check."""
+    card = model.card
     names = ", ".join(split.classes[:4]) + (", …" if len(split.classes) > 4 else "")
     options = {k: v for k, v in card["options"].items() if k != "name" and v}
     head = card.get("head") or "the last linear layer"
     size = "x".join(map(str, split.x_NHWC.shape[1:3]))
+    left = [f"left out of the result: {', '.join(checkpoint.left)}"] if checkpoint.left else []
     return [
         f"network: {given.arch or card['arch']} {options or ''}; head: {head}",
         f"images: {len(split.y_N)} of {size}; {len(split.classes)} classes in this order: {names}",
-        f"normalisation: mean {split.mean}, std {split.std}",
+        f"normalisation: mean {card['mean']}, std {card['std']}",
+        *left,
     ]
 
 
 def measures(victim: Classifier, done: Purification) -> dict[str, Any]:
     """What can be said without a trigger: agreement, curvature, movement, batch norm's drift."""
-    import torch
-
     from ngf import metrics
-    from ngf.curvature import sharpness
     from ngf.training import pixels
 
     found: dict[str, Any] = {"movement": movement(victim, done.model)}
     if done.held is not None:
         where = next(done.model.parameters()).device
         x_NHWC = torch.tensor(done.held.x_NHWC, device=where)
+        y_N = torch.tensor(done.held.y_N, device=where)
         both = {"victim": victim.to(where), "purified": done.model}
         answers = metrics.predict(both, x_NHWC)
         agree = (answers["victim"] == answers["purified"]).double().mean().item()
         found["agreement"] = agree
-        part = pixels(x_NHWC[:MEASURED])
-        y_N = torch.tensor(done.held.y_N[:MEASURED], device=where)
-        found |= {f"sharpness_{whose}": sharpness(m, part, y_N) for whose, m in both.items()}
+        # Images lie in the order of their classes: some of all, and no more than memory allows.
+        most = min(MEASURED, max(1, AT_ONCE // x_NHWC[0, :, :, 0].numel()), len(y_N))
+        some = torch.linspace(0, len(y_N) - 1, most, device=where).round().long()
+        part = pixels(x_NHWC[some])
+        found |= {f"sharpness_{whose}": _sharpness(m, part, y_N[some]) for whose, m in both.items()}
         found["batch_norm_drift"] = drift(victim, part)
     return found
 
 
-def movement(victim: Classifier, purified: Classifier) -> dict[str, float]:
-    """How far each parameter moved, in units of its norm."""
-    before = victim.net.state_dict()
-    return {
-        name: round(
-            (
-                (p.detach().cpu() - before[name].cpu()).norm()
-                / before[name].cpu().norm().clamp_min(1e-12)
-            ).item(),
-            6,
-        )
-        for name, p in purified.net.named_parameters()
-    }
+def _sharpness(model: Classifier, x_NCHW: torch.Tensor, y_N: torch.Tensor) -> float | None:
+    """None where an operation of the network has no second derivative, which may read as 0."""
+    from ngf.curvature import sharpness
+
+    try:
+        return sharpness(model, x_NCHW, y_N) or None
+    except (RuntimeError, NotImplementedError):
+        return None
 
 
-def drift(victim: Classifier, x_NCHW: Any) -> dict[str, float]:
+def movement(victim: Classifier, purified: Classifier) -> dict[str, float | None]:
+    """How far each parameter moved, in units of its norm; None where that was 0."""
+    before = {name: p.detach().cpu() for name, p in victim.net.named_parameters()}
+    found: dict[str, float | None] = {}
+    for name, p in purified.net.named_parameters():
+        length = before[name].norm().item()
+        moved = (p.detach().cpu() - before[name]).norm().item()
+        found[name] = round(moved / length, 6) if length else None
+    return found
+
+
+@torch.no_grad()
+def drift(victim: Classifier, x_NCHW: torch.Tensor) -> dict[str, float]:
     """The mean excess of stored over clean variance, a number a batch norm; see `ngf.sieve`."""
-    from ngf.sieve import observe
+    from ngf.hooks import at_inputs
+    from ngf.models import batch_norms
+    from ngf.sieve import excess_variance
 
-    return {
-        name: round(e_C.mean().item(), 4) for name, e_C in observe(victim, x_NCHW).excess.items()
-    }
+    found: dict[str, float] = {}
+
+    def look(name: str, norm: torch.nn.BatchNorm2d, u_NCHW: torch.Tensor) -> None:
+        assert norm.running_var is not None
+        clean_C = u_NCHW.float().var((0, 2, 3))
+        found[name] = round(excess_variance(norm.running_var, clean_C).mean().item(), 4)
+
+    with at_inputs(batch_norms(victim), look):
+        victim(x_NCHW)
+    return found
 
 
 def _summary(file: Path, report: Mapping[str, Any], done: Purification) -> str:

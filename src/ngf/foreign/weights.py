@@ -7,8 +7,8 @@ an MLflow URI with one such file in it; a folder that this project wrote.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +21,19 @@ if TYPE_CHECKING:
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
 INSIDE = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
 PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
+COUNTER = "num_batches_tracked"  # of a batch norm; old checkpoints have none, and nothing reads it
 URIS = ("models:/", "runs:/", "mlflow-artifacts:/")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """file: where the weights lie. tensors: as the network names them.
+    """file: where the weights lie. tensors: by their names there, less the prefix.
 
     prefix: what stood before every name. around: what the file held beside them, and under which
-    `key` they lay in it; empty where the file is a state_dict. card: this project's, if any.
+    `key` they lay in it; empty where the file is a state_dict. left: what else it held that has
+    tensors in it (averaged weights, an optimizer's moments): that belongs to the model as it was,
+    backdoor and all, and does not come back. notes: the metadata of a safetensors file. card: this
+    project's, if any.
     """
 
     file: Path
@@ -37,7 +41,21 @@ class Checkpoint:
     prefix: str = ""
     around: Mapping[str, Any] = field(default_factory=dict)
     key: str = ""
+    left: tuple[str, ...] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
     card: Mapping[str, Any] = field(default_factory=dict)
+
+    def called(self, names: Collection[str]) -> Checkpoint:
+        """The same without as much of the usual prefixes as a network with these names asks for."""
+        found = self
+        while True:
+            wanted = {name for name in names if not name.endswith(COUNTER)}
+            own = {name for name in found.tensors if not name.endswith(COUNTER)}
+            common = next((p for p in PREFIXES if own and all(n.startswith(p) for n in own)), "")
+            if own == wanted or not common:
+                return found
+            tensors = {name.removeprefix(common): t for name, t in found.tensors.items()}
+            found = replace(found, tensors=tensors, prefix=found.prefix + common)
 
     def write(self, folder: Path, tensors: Mapping[str, Tensor]) -> Path:
         """These tensors in the form of the file that was read: names, order, types and the rest."""
@@ -49,7 +67,7 @@ class Checkpoint:
         if self.file.suffix == ".safetensors":
             from safetensors.torch import save_file
 
-            save_file(named, file, metadata={"format": "pt"})
+            save_file(named, file, metadata=dict(self.notes) or None)
         else:
             import torch
 
@@ -71,14 +89,17 @@ def read(where: str) -> Checkpoint:
     file = _only_file(place) if place.is_dir() else place
     card = _card(file)
     if file.suffix == ".safetensors":
-        tensors = _safetensors(file)
-        return _stripped(Checkpoint(file, tensors, card=card))
+        tensors, notes = _safetensors(file)
+        return Checkpoint(file, _checked(file, tensors), notes=notes, card=card)
     content = _unpickled(file)
     for key in ("", *INSIDE):
         inner = content.get(key) if key else content
         if isinstance(inner, Mapping) and _is_state(inner):
-            around = {name: value for name, value in content.items() if name != key} if key else {}
-            return _stripped(Checkpoint(file, dict(inner), around=around, key=key, card=card))
+            rest = {name: value for name, value in content.items() if name != key} if key else {}
+            left = tuple(name for name, value in rest.items() if _has_tensors(value))
+            around = {name: value for name, value in rest.items() if name not in left}
+            tensors = _checked(file, dict(inner))
+            return Checkpoint(file, tensors, around=around, key=key, left=left, card=card)
     raise InputError(
         f"{file} holds no weights: its keys are {', '.join(map(str, list(content)[:6]))}; "
         f"a state_dict is looked for there and under {', '.join(INSIDE)}"
@@ -110,15 +131,27 @@ def _card(file: Path) -> dict[str, Any]:
     if not place.is_file():
         return {}
     card = store.read_json(place)
-    return card if {"classes", "mean", "std", "input_CHW"} <= card.keys() else {}
+    if not {"arch", "options", "classes", "mean", "std", "input_CHW"} <= card.keys():
+        return {}
+    numbers = [card["mean"], card["std"], card["input_CHW"]]
+    lists = all(isinstance(three, list) and len(three) == 3 for three in numbers)
+    real = lists and all(isinstance(n, int | float) for three in numbers for n in three)
+    names = isinstance(card["classes"], list) and all(isinstance(n, str) for n in card["classes"])
+    if not real or not names or min(card["std"]) <= 0 or not isinstance(card["options"], dict):
+        raise InputError(
+            f"{place} is no model's card: classes, mean, std or input_CHW are not lists"
+        )
+    return card
 
 
-def _safetensors(file: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
+def _safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file
 
     try:
-        return load_file(file)
+        with safe_open(file, "pt") as stored:
+            notes = stored.metadata() or {}
+        return load_file(file), notes
     except (SafetensorError, OSError) as error:
         raise InputError(f"{file} is not a safetensors checkpoint: {error}") from error
 
@@ -152,10 +185,26 @@ def _is_state(content: Mapping[str, Any]) -> bool:
     )
 
 
-def _stripped(found: Checkpoint) -> Checkpoint:
-    """Without what stands before every name."""
-    tensors, prefix = found.tensors, ""
-    while common := next((p for p in PREFIXES if all(n.startswith(p) for n in tensors)), ""):
-        tensors = {name.removeprefix(common): tensor for name, tensor in tensors.items()}
-        prefix += common
-    return Checkpoint(found.file, tensors, prefix, found.around, found.key, found.card)
+def _has_tensors(content: Any) -> bool:
+    """Anywhere inside; a single number is none."""
+    import torch
+
+    if isinstance(content, torch.Tensor):
+        return content.numel() > 1
+    if isinstance(content, Mapping):
+        return any(map(_has_tensors, content.values()))
+    return isinstance(content, list | tuple) and any(map(_has_tensors, content))
+
+
+def _checked(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of the usual types; `InputError` for quantised ones, and for none."""
+    import torch
+
+    usual = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool)
+    odd = [name for name, tensor in tensors.items() if tensor.dtype not in usual]
+    if odd:
+        kind = str(tensors[odd[0]].dtype).removeprefix("torch.")
+        raise InputError(f"{file}: {odd[0]} is {kind}; quantised weights cannot be purified")
+    if not tensors:
+        raise InputError(f"{file} holds no weights")
+    return tensors

@@ -25,12 +25,13 @@ def build(n_classes: int, *, name: str, small_stem: bool = False) -> nn.Module:
             loses its stride.
     """
     vision = load_torchvision().models
-    if name in vision.list_models():
+    known = vision.list_models(module=vision)  # classifiers: detectors fetch backbones
+    if name in known:
         net: nn.Module = _made(
             name, lambda: vision.get_model(name, weights=None, num_classes=n_classes)
         )
     else:
-        net = _from_timm(name, n_classes, vision.list_models())
+        net = _from_timm(name, n_classes, known)
     if small_stem:
         shrink_stem(net)
     return net
