@@ -75,7 +75,7 @@ BAD = {
     "unknown data set": (
         (*PREPARE, "--dataset", "sings"),
         None,
-        "datasets holds cifar10, folder, signs",
+        "datasets holds cifar10, folder, gtsrb, imagenet, signs, tiny_imagenet",
     ),
     "unknown attack": (
         ("poison", "--train", "train", "--attack", "bladnets", "--out", "out"),
