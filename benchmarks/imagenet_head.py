@@ -10,12 +10,12 @@ sure of most images. The penalty is eta diag(F0) + damping, the damping in units
 from __future__ import annotations
 
 import argparse
-import resource
 import time
 
 import torch
 from torch import Tensor
 
+from benchmarks.child import peak_resident
 from ngf.fisher.curvature import with_bias
 from ngf.fisher.solve import choose, conjugate_gradients
 from ngf.fisher.true import TrueFisher
@@ -77,7 +77,7 @@ def main() -> None:
     solution = conjugate_gradients(fisher, gradient_CE, penalty_CE, tolerance=given.tolerance)
     seconds = time.perf_counter() - started
     worked = time.process_time() - worked
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_resident() / 2**30
     print(
         f"{torch.get_num_threads()} threads, mean top {given.mean_top:g}, eta {given.eta:g}, "
         f"damping {given.damping:g}: {method}, {seconds:.1f} s ({worked:.0f} s of all cores), "

@@ -17,15 +17,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
+from benchmarks import child
 
+if TYPE_CHECKING:
     from ngf.attacks import Poison
     from ngf.models import Classifier
 
@@ -58,41 +57,13 @@ def planted(name: str, numbers: dict[str, Any]) -> tuple[Poison, float, float, f
         rewriting += time.perf_counter() - started
         return result
 
-    with Peak() as peak, mock.patch.object(attacks.Trigger, "apply", timed):
+    before = child.peak_resident()
+    with mock.patch.object(attacks.Trigger, "apply", timed):
         started = time.perf_counter()
         poison = plugin.plant(x_NHWC, y_N, CLASSES, **options)
         seconds = time.perf_counter() - started
-    rows = poison.x_PHWC.nbytes
-    return poison, seconds, rewriting, peak.bytes / rows if rows else 0.0
-
-
-class Peak:
-    """The largest resident set inside the block, less the one before it, in bytes."""
-
-    def __enter__(self) -> Peak:
-        self.before = self.most = _resident()
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self._watch)
-        self.thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while not self.over.wait(0.002):
-            self.most = max(self.most, _resident())
-
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.thread.join()
-        self.most = max(self.most, _resident())
-
-    @property
-    def bytes(self) -> int:
-        return self.most - self.before
-
-
-def _resident() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
+    peak, rows = child.peak_resident() - before, poison.x_PHWC.nbytes
+    return poison, seconds, rewriting, peak / rows if rows else 0.0
 
 
 def step_ratio(poison: Poison, width: int, steps: int) -> float:
@@ -137,15 +108,16 @@ def step_ratio(poison: Poison, width: int, steps: int) -> float:
     return attacked / plain
 
 
-def _child(connection: Connection, name: str, numbers: dict[str, Any], given: Any) -> None:
+def measure(name: str, numbers: dict[str, Any], width: int, steps: int) -> str:
+    """The table's row of an attack."""
     poison, seconds, rewriting, peak = planted(name, numbers)
-    ratio = step_ratio(poison, given.width, given.steps)
-    connection.send((len(poison.rows_P), seconds, rewriting, peak, ratio))
+    ratio = step_ratio(poison, width, steps)
+    rows = len(poison.rows_P)
+    size = f"{peak:.1f}" if rows else "–"
+    return f"| {name} | {rows} | {seconds:.1f} | {rewriting:.1f} | {size} | {ratio:.1f} |"
 
 
 def main() -> None:
-    from multiprocessing import get_context
-
     import torch  # noqa: F401  (imported before the fork, so that no child pays for it)
 
     from ngf import params
@@ -161,13 +133,7 @@ def main() -> None:
     print("| attack | rows | plant, s | rewriting, s | peak, rows | step, plain steps |")
     print("|---|---|---|---|---|---|")
     for name in given.attacks:
-        here, there = get_context("fork").Pipe(duplex=False)
-        process = get_context("fork").Process(target=_child, args=(there, name, numbers, given))
-        process.start()
-        rows, seconds, rewriting, peak, ratio = here.recv()
-        process.join()
-        size = f"{peak:.1f}" if rows else "–"
-        print(f"| {name} | {rows} | {seconds:.1f} | {rewriting:.1f} | {size} | {ratio:.1f} |")
+        print(child.forked(measure, name, numbers, given.width, given.steps))
 
 
 if __name__ == "__main__":

@@ -24,9 +24,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
+from benchmarks import child
 
+if TYPE_CHECKING:
     import torch
 
     from ngf.defenses import Clean
@@ -57,7 +57,7 @@ def measure(row: str, victim: Path, clean: Path, defenses: dict[str, Any]) -> Ru
     from ngf import device, store
     from ngf.defenses import Clean
 
-    inherited = _peak_resident()
+    inherited = child.peak_resident()
     where = device.deterministic(0)
     model, split = store.load_model(victim).to(where), store.load_split(clean)
     images = Clean.of(split, where)
@@ -72,7 +72,7 @@ def measure(row: str, victim: Path, clean: Path, defenses: dict[str, Any]) -> Ru
     if where.type == "cuda":
         peak, name = torch.cuda.max_memory_allocated(), torch.cuda.get_device_name()
     else:
-        peak, name = _peak_resident() - inherited, "cpu"
+        peak, name = child.peak_resident() - inherited, "cpu"
     return Run(seconds, tuned, steps, peak / 2**20, name)
 
 
@@ -126,46 +126,6 @@ def _synchronise(where: torch.device) -> None:
 
     if where.type == "cuda":
         torch.cuda.synchronize()
-
-
-def _peak_resident() -> int:
-    """Bytes: the largest resident set of this process so far."""
-    import resource
-    import sys
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-# Children -------------------------------------------------------------------------------------
-
-
-def forked(*arguments: Any) -> Run:
-    """`measure` in a child process; its `InputError` arrives here."""
-    import multiprocessing
-
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(sender, *arguments))
-    child.start()
-    sender.close()
-    try:
-        found = receiver.recv()
-    except EOFError:
-        found = RuntimeError("the run's process died; its own output says why")
-    child.join()
-    if isinstance(found, Exception):
-        raise found
-    return found
-
-
-def _child(sender: Connection, *arguments: Any) -> None:
-    from ngf.errors import InputError
-
-    try:
-        sender.send(measure(*arguments))
-    except InputError as error:
-        sender.send(error)
 
 
 # Tables ---------------------------------------------------------------------------------------
@@ -251,7 +211,7 @@ def main() -> None:
     runs: dict[str, list[Run]] = {row: [] for row in ROWS}
     for _ in range(given.repeats):
         for row in ROWS:
-            runs[row].append(forked(row, given.victim, given.clean, defenses))
+            runs[row].append(child.forked(measure, row, given.victim, given.clean, defenses))
     rows, machine = summary(runs), hardware(runs[FLOOR][0].device)
     print(
         f"{images} clean images, medians of {given.repeats}; {machine['device']}, "

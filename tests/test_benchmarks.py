@@ -1,14 +1,15 @@
 """The benchmark's victims: a variant changes what its name says, and nothing else."""
 
 import copy
-import time
+import os
 from pathlib import Path
 
 import pytest
 
-from benchmarks import poisoning, victims
+from benchmarks import child, poisoning, victims
 from ngf import params, plugins
 from ngf.attacks import RELEASES, parted
+from ngf.errors import InputError
 from ngf.training import Recipe
 
 
@@ -117,12 +118,31 @@ def test_there_are_numbers_for_every_data_set():
 # Poisoning ---------------------------------------------------------------------------------------
 
 
+def added(size: int) -> int:
+    """What a block of so many bytes, there for a moment, adds to the peak."""
+    before = child.peak_resident()
+    block = b"x" * size
+    del block
+    return child.peak_resident() - before
+
+
 def test_the_peak_counts_what_was_there_for_a_moment():
-    with poisoning.Peak() as peak:
-        block = b"x" * 60_000_000
-        time.sleep(0.05)
-        del block
-    assert 50e6 < peak.bytes < 120e6
+    assert 50e6 < child.forked(added, 60_000_000) < 120e6
+
+
+def refused() -> None:
+    raise InputError("no such victim")
+
+
+def died() -> None:
+    os._exit(1)
+
+
+def test_the_error_of_a_child_arrives():
+    with pytest.raises(InputError, match="no such victim"):
+        child.forked(refused)
+    with pytest.raises(RuntimeError, match="the run's process died"):
+        child.forked(died)
 
 
 @pytest.mark.parametrize(("attack", "rows"), [("badnets", 40), ("lira", 0)])
