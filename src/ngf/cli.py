@@ -1,4 +1,7 @@
-"""The `ngf` command: one subcommand a stage, its options derived from the stage's signature."""
+"""The `ngf` command: one subcommand a stage, its options derived from the stage's signature.
+
+`purify` alone is spelled out: it also takes a model and images that no stage made.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +38,7 @@ def _command(name: str) -> Callable[..., None]:
 
     def command(*, params_file: Path, as_json: bool, **arguments: Any) -> None:
         settings = _settings(name, params_file, arguments)
-        outcome = stages.run(name, settings=settings, **arguments)
-        print(json.dumps(outcome.as_dict()) if as_json else outcome.message)
+        _print(stages.run(name, settings=settings, **arguments), as_json)
 
     command.__doc__ = stage.__doc__
     options = [_option(name, arg) for arg in stages.marks(name)]
@@ -119,7 +121,8 @@ def _purify(
     as_json: AsJson = False,
 ) -> None:
     """Purify a model: a victim of this project, or your own with --arch."""
-    own = arch is not None or (clean.is_dir() and not (clean / "card.json").exists())
+    folder_of_images = clean.is_dir() and not (clean / "card.json").exists()
+    own = folder_of_images or any((arch, head, mean, std, classes, size, flip))
     names = {"model": model, "clean": clean, "defense": defense, "out": out}
     settings = _settings("purify", params_file, names)
     if holdout is None and own:
@@ -129,8 +132,7 @@ def _purify(
     if not own:
         place = report or out.with_name(f"{out.name}.json")
         arguments = {**names, "model": Path(model), "report": place}
-        outcome = stages.run("purify", settings=settings, **arguments)
-        print(json.dumps(outcome.as_dict()) if as_json else outcome.message)
+        _print(stages.run("purify", settings=settings, **arguments), as_json)
         return
     from ngf.foreign import purify as foreign
 
@@ -154,6 +156,10 @@ def _purify(
         report=report,
         say=lambda line: print(line, file=sys.stderr),
     )
+    _print(outcome, as_json)
+
+
+def _print(outcome: stages.Outcome, as_json: bool) -> None:
     print(json.dumps(outcome.as_dict()) if as_json else outcome.message)
 
 

@@ -99,6 +99,15 @@ def test_a_word_against_the_card_is_refused(place, model, words):
     assert f"{words[0]} has no place here: the model's card says it; leave it out" in done.stderr
 
 
+@pytest.mark.parametrize("words", [OWN[2:], ("--size", "8"), ("--flip",), ("--head", "x")])
+def test_no_word_is_ignored_where_model_and_images_are_of_this_project(place, model, words):
+    store.save_model(place / "victim", model)
+    store.save_split(place / "split", colour_split(60, seed=3))
+    done = ngf("purify", "--model", "victim", "--clean", "split", "--out", "out", *words)
+    assert done.returncode == 2
+    assert f"{words[0]} has no place here: the" in done.stderr
+
+
 def test_what_came_back_goes_in_again_without_a_name(place):
     """A network with a public name; a factory must be named each time."""
     torch.manual_seed(0)
