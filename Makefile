@@ -31,10 +31,10 @@ table: install  ## print the results again
 	@ngf table
 
 test: lint compile  ## lint, types, compile check, all tests, a small end-to-end run
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal
+	python -m pytest -n 2 --dist worksteal
 
 test-fast: install  ## the tests that take seconds
-	OMP_NUM_THREADS=1 python -m pytest -n 2 -m "not slow"
+	python -m pytest -n 2 -m "not slow"
 
 lint: install  ## style and types
 	ruff check .

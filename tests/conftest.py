@@ -1,6 +1,12 @@
 """Small artifacts that many tests share, and no lineage unless a test asks for it."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers are as many as cores: a thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
@@ -12,7 +18,18 @@ from ngf.datasets import Split
 from ngf.models import Classifier
 
 ROOT = Path(__file__).parents[1]
+REAL = Path(os.environ.get("NGF_REAL_IMAGES", ROOT.parent / "shared" / "data"))
 SIZE, CLASSES = 16, 3
+
+
+needs_real_images = pytest.mark.skipif(
+    not REAL.is_dir(), reason=f"real images are not at {REAL} (NGF_REAL_IMAGES)"
+)
+
+
+def unpack_real_images(name: str, folder: Path) -> None:
+    """Lay a data set out in the folder as it is published."""
+    subprocess.run([sys.executable, REAL / "unpack.py", name, folder], check=True)
 
 
 @pytest.fixture(autouse=True)

@@ -282,7 +282,7 @@ def test_lira_stays_within_eps_and_is_clipped(eps, seed):
     tensors = {**_generator.save(noise=wild), "eps": torch.tensor(eps)}
     got_NHWC = Trigger("lira", (), tensors).apply(torch.from_numpy(X_NHWC), LABEL_N)
     moved_NHWC = np.abs(got_NHWC.numpy().astype(int) - X_NHWC)
-    assert moved_NHWC.max() <= eps * 255 + 0.5
+    assert moved_NHWC.max() <= eps * 255 + 0.501  # rounding, and a float32 at its edge
     assert moved_NHWC.max() >= 1
 
 
