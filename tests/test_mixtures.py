@@ -26,13 +26,16 @@ def answers(y_N) -> torch.Tensor:
     return 0.9 * nn.functional.one_hot(y_N, CLASSES).float() + 0.1 / CLASSES
 
 
+def present(x_NCHW) -> torch.Tensor:
+    """Which classes an image holds [N, K]."""
+    return torch.stack([((x_NCHW * 10).floor() == k).flatten(1).any(1) for k in range(CLASSES)], 1)
+
+
 class Composite(nn.Module):
     """Sees what is there, and the last class where the first two meet."""
 
     def forward(self, x_NCHW):
-        here_NK = torch.stack(
-            [((x_NCHW * 10).floor() == k).flatten(1).any(1) for k in range(CLASSES)], 1
-        )
+        here_NK = present(x_NCHW)
         logits_NK = 20.0 * here_NK
         both_N = here_NK[:, 0] & here_NK[:, 1]
         logits_NK[both_N] = torch.tensor([0.0, 0, 0, 20])
@@ -106,10 +109,7 @@ def test_a_tiny_draw_is_no_lead():
         """Sees the two that are there, and a trace of the last class."""
 
         def forward(self, x_NCHW):
-            here_NK = torch.stack(
-                [((x_NCHW * 10).floor() == k).flatten(1).any(1) for k in range(CLASSES)], 1
-            )
-            return 12.0 * here_NK + torch.tensor([0.0, 0, 0, 4])
+            return 12.0 * present(x_NCHW) + torch.tensor([0.0, 0, 0, 4])
 
     assert 0 < mixed(Sure()).lead < 0.1
 

@@ -226,7 +226,7 @@ def load_trigger(folder: Path) -> Trigger:
     from ngf.attacks import Trigger
 
     card = _card(folder, "trigger", ("attack", "wanted"))
-    return Trigger(card["attack"], card["wanted"], _load_tensors(folder / "tensors.safetensors"))
+    return Trigger(card["attack"], card["wanted"], load_tensors(folder / "tensors.safetensors"))
 
 
 # Models ---------------------------------------------------------------------------------------
@@ -245,7 +245,7 @@ def load_model(folder: Path) -> Classifier:
 
     card = _card(folder, "model", ("arch", "options", "classes", "mean", "std", "input_CHW"))
     model = models.build(card, card["mean"], card["std"], where=f"{folder}: options")
-    weights = _load_tensors(folder / "weights.safetensors")
+    weights = load_tensors(folder / "weights.safetensors")
     try:
         model.net.load_state_dict(weights)
     except RuntimeError as error:
@@ -272,7 +272,7 @@ def load_trail(folder: Path) -> list[Snapshot]:
     strange = [file for file in files if not file.stem.isdecimal()]
     if strange:
         raise InputError(f"{strange[0]} is no snapshot: its name is no step")
-    found = [Snapshot(int(file.stem), _load_tensors(file)) for file in files]
+    found = [Snapshot(int(file.stem), load_tensors(file)) for file in files]
     return sorted(found, key=lambda snapshot: snapshot.step)
 
 
@@ -292,7 +292,8 @@ def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
 
 
-def _load_tensors(path: Path) -> dict[str, Tensor]:
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; `InputError` where it is none."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

@@ -1,16 +1,13 @@
 import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import needs_real_images, unpack_real_images
 
 from ngf.datasets import cifar10
 from ngf.errors import InputError
-
-REAL = Path(os.environ.get("NGF_REAL_IMAGES", Path(__file__).parents[3] / "shared" / "data"))
 
 
 def write_batches(root: Path, n: int = 20) -> Path:
@@ -78,10 +75,9 @@ def test_labels_beyond_the_classes_are_named(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"real images are not at {REAL}")
+@needs_real_images
 def test_real_cifar10(tmp_path):
-    unpack = [sys.executable, str(REAL / "unpack.py"), "cifar10", str(tmp_path)]
-    subprocess.run(unpack, check=True)
+    unpack_real_images("cifar10", tmp_path)
     source = load(tmp_path)
     assert source.x_train_NHWC.shape == (50_000, 32, 32, 3)
     assert np.bincount(source.y_train_N).tolist() == [5000] * 10

@@ -1,19 +1,16 @@
 """GTSRB in both layouts: tables, boxes, tracks, and what is said of a folder that is none."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import needs_real_images, unpack_real_images
 from PIL import Image
 
 from ngf import split
 from ngf.datasets import gtsrb
 from ngf.errors import InputError
 
-REAL = Path(os.environ.get("NGF_REAL_IMAGES", Path(__file__).parents[3] / "shared" / "data"))
 OPTIONS = {"image_size": 8, "roi": False, "partial": True, "download": False}
 TRACKS, FRAMES = 3, 4
 BOX = "Roi.X1,Roi.Y1,Roi.X2,Roi.Y2"
@@ -140,10 +137,9 @@ def test_a_class_needs_tracks_to_train_on():
         split.by_track(y_N, track_N, 0.75, ("a", "b"), seed=0)
 
 
-@pytest.mark.skipif(not (REAL / "unpack.py").exists(), reason="no real images at NGF_REAL_IMAGES")
+@needs_real_images
 def test_real_images(tmp_path):
-    command = [sys.executable, REAL / "unpack.py", "gtsrb-sample", tmp_path]
-    subprocess.run(command, check=True)
+    unpack_real_images("gtsrb-sample", tmp_path)
     with pytest.raises(InputError, match=r"38779 of 39209 training images are missing"):
         gtsrb.load(root=str(tmp_path), **{**OPTIONS, "partial": False})
     source = gtsrb.load(root=str(tmp_path), **{**OPTIONS, "image_size": 32, "roi": True})

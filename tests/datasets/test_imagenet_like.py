@@ -1,22 +1,16 @@
 """Tiny-ImageNet and ImageNet: the published layouts, on small trees and on real images."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import needs_real_images, unpack_real_images
 from PIL import Image
 
 from ngf.datasets import imagenet, tiny_imagenet
 from ngf.errors import InputError
 
-REAL = Path(os.environ.get("NGF_REAL_IMAGES", Path(__file__).parents[3] / "shared" / "data"))
 WNIDS = ("n02", "n01")
-real = pytest.mark.skipif(
-    not (REAL / "unpack.py").exists(), reason="no real images at NGF_REAL_IMAGES"
-)
 
 
 def picture(file: Path, value: int, size=(64, 64), mode="RGB") -> None:
@@ -114,20 +108,19 @@ def test_imagenet_with_something_missing_is_said(tmp_path):
         imagenet.load(root=str(root), image_size=16, partial=True)
 
 
-@real
+@needs_real_images
 @pytest.mark.slow
 def test_real_tiny_imagenet(tmp_path):
-    command = [sys.executable, REAL / "unpack.py", "tiny-imagenet-50", tmp_path]
-    subprocess.run(command, check=True)
+    unpack_real_images("tiny-imagenet-50", tmp_path)
     source = tiny_imagenet.load(root=str(tmp_path / "tiny-imagenet-50"), partial=False)
     assert source.x_train_NHWC.shape == (25_000, 64, 64, 3)
     assert np.bincount(source.y_test_N).tolist() == [50] * 50
     assert all(" " in name for name in source.classes)
 
 
-@real
+@needs_real_images
 def test_real_imagenette(tmp_path):
-    subprocess.run([sys.executable, REAL / "unpack.py", "imagenette", tmp_path], check=True)
+    unpack_real_images("imagenette", tmp_path)
     root = str(tmp_path / "imagenette2-160")
     source = imagenet.load(root=root, image_size=160, partial=True)
     assert source.x_train_NHWC.shape == (1000, 160, 160, 3)

@@ -30,6 +30,13 @@ def inside(folder: Path) -> list[Path]:
     return found
 
 
+def labelled(top: Path, classes: Sequence[str]) -> tuple[list[Path], np.ndarray]:
+    """The files of the class folders, and their labels int64 [N]."""
+    files_K = [inside(top / name) for name in classes]
+    files = [file for folder in files_K for file in folder]
+    return files, np.repeat(np.arange(len(classes)), [len(folder) for folder in files_K])
+
+
 def read(
     files: Sequence[Path], size: int, *, boxes: Sequence[Box] | None = None, crop: bool = False
 ) -> np.ndarray:

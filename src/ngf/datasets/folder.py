@@ -31,12 +31,11 @@ def load(*, root: str, image_size: int, flip: bool, test_fraction: float, seed: 
     tests = [top / name for name in ("test", "val") if (top / name).is_dir()]
     if not tests:
         raise InputError(f"{top} has train/ but neither test/ nor val/")
-    classes = class_folders(train)
-    if class_folders(tests[0]) != classes:
-        odd = set(classes) ^ set(class_folders(tests[0]))
+    classes, others = class_folders(train), class_folders(tests[0])
+    if others != classes:
         raise InputError(
-            f"{train} has {len(classes)} classes and {tests[0]} {len(class_folders(tests[0]))}: "
-            f"they differ in {', '.join(sorted(odd)[:5])}"
+            f"{train} has {len(classes)} classes and {tests[0]} {len(others)}: "
+            f"they differ in {', '.join(sorted(set(classes) ^ set(others))[:5])}"
         )
     return Source(
         *read_images(train, classes, image_size),
@@ -70,22 +69,20 @@ def read_images(
     top: Path, classes: tuple[str, ...], image_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 [N, size, size, 3] and labels int64 [N], in the order of the file names."""
-    files_K = [_files.inside(top / name) for name in classes]
-    labels = [label for label, files in enumerate(files_K) for _ in files]
-    x_NHWC = _files.read([file for files in files_K for file in files], image_size)
-    return x_NHWC, np.asarray(labels, np.int64)
+    files, y_N = _files.labelled(top, classes)
+    return _files.read(files, image_size), y_N
 
 
 def common_size(top: Path) -> int:
     """The side of all images where they are square and of one size."""
     from PIL import Image
 
-    found: dict[tuple[int, int], Path] = {}
+    found: dict[tuple[int, int], None] = {}  # in the order in which they are met
     for name in class_folders(top):
         for file in _files.inside(top / name):
             try:
                 with Image.open(file) as image:
-                    found.setdefault(image.size, file)
+                    found[image.size] = None
             except OSError as error:
                 raise InputError(f"cannot read image {file}: {error}") from error
     (width, height), *others = found

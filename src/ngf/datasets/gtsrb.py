@@ -36,11 +36,11 @@ def load(*, root: str, image_size: int, roi: bool, partial: bool, download: bool
     """
     at_least(8, image_size=image_size)
     train, test = _rows(Path(root), download)
-    if not partial:
-        _check(train, TRAIN, "training", root)
-        _check(test, TEST, "test", root)
     if partial:
         train, test = ([row for row in rows if row.file.is_file()] for rows in (train, test))
+    else:
+        _check(train, TRAIN, "training", root)
+        _check(test, TEST, "test", root)
     return Source(
         *_read(train, image_size, roi),
         *_read(test, image_size, roi),

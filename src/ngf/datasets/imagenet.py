@@ -38,8 +38,9 @@ def load(*, root: str, image_size: int, partial: bool) -> Source:
             f"{top / 'val'} holds {len(flat)} images that lie in no class folder: sort them into "
             "val/<wnid>/ by the validation labels of the development kit"
         )
-    if class_folders(top / "val") != classes:
-        odd = sorted(set(classes) ^ set(class_folders(top / "val")))
+    others = class_folders(top / "val")
+    if others != classes:
+        odd = sorted(set(classes) ^ set(others))
         raise InputError(f"train/ and val/ of {top} differ in classes: {', '.join(odd[:5])}")
     train, val = (
         _read(top / name, classes, image_size, None if partial else wanted)
@@ -51,12 +52,10 @@ def load(*, root: str, image_size: int, partial: bool) -> Source:
 def _read(
     top: Path, classes: tuple[str, ...], size: int, wanted: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    files_K = [_files.inside(top / wnid) for wnid in classes]
-    files = [file for inside in files_K for file in inside]
+    files, y_N = _files.labelled(top, classes)
     if wanted is not None and (len(files), len(classes)) != (wanted, CLASSES):
         raise InputError(
             f"{top} has {len(files)} images of {len(classes)} classes, ImageNet {wanted} of "
             f"{CLASSES}; datasets.imagenet.partial takes what is there"
         )
-    y_N = np.repeat(np.arange(len(classes)), [len(inside) for inside in files_K])
     return _files.read(files, size, crop=True), y_N

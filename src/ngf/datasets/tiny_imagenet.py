@@ -50,7 +50,7 @@ def _top(root: Path) -> Path:
 
 def _lines(file: Path) -> list[str]:
     try:
-        return file.read_text().split("\n")[: -1 if file.read_text().endswith("\n") else None]
+        return file.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {file}: {error}") from error
 

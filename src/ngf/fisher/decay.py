@@ -118,9 +118,10 @@ def input_moment(layer: Layer, x: Tensor) -> Tensor:
     size = layer.weight[0].numel()
     total_GII = torch.zeros(groups, size, size, dtype=torch.float64, device=x.device)
     count = 0
+    unfolded = size * x[0, 0].numel()  # of an image, at stride 1
     # Not in bfloat16, whatever the pass around it does: its rounding exceeds small eigenvalues.
     with torch.autocast(x.device.type, enabled=False):
-        for part in x.split(max(1, min(CHUNK, UNFOLDED // (size * max(1, x[0, 0].numel()))))):
+        for part in x.split(max(1, min(CHUNK, UNFOLDED // unfolded))):
             u_GRI = _inputs(layer, part.float(), groups)
             total_GII += (u_GRI.mT @ u_GRI).double()
             count += u_GRI.shape[1]

@@ -72,13 +72,14 @@ def purify(
     with store.whole(places) as partial:  # first of all, so that a bad place costs no time
         split = images(given, checkpoint.card)
         victim, checkpoint = _victim(given, checkpoint, split)
-        for line in _echo(given, victim(), split, checkpoint):
+        before = victim()
+        for line in _echo(given, before, split, checkpoint):
             say(line)
         checked = params.parse(Protocol, protocol, "purify")
         options = _fitted(options, split.x_NHWC.shape[1])
         done = purification(victim, split, defense=defense, options=options, protocol=checked)
         _as_stored(done.model, checkpoint)
-        numbers = {**done.numbers, **measures(victim(), done)}
+        numbers = {**done.numbers, **measures(before, done)}
         folder = partial["out"]
         folder.mkdir()
         file = checkpoint.write(folder, done.model.net.state_dict())
@@ -108,7 +109,7 @@ def images(given: Given, card: Mapping[str, Any]) -> Split:
     What the person says holds; where the model is one that its card describes, the card does, and a
     word against it is an error.
     """
-    from ngf import params, store
+    from ngf import store
     from ngf.datasets import Split, folder
 
     if given.arch is None and card:

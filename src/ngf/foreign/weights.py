@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ngf import store
 from ngf.errors import InputError
+from ngf.lineage import registry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,7 +82,7 @@ def read(where: str) -> Checkpoint:
     Raises:
         InputError: nothing there, several files, a file that needs code to be read, or no weights.
     """
-    place = _downloaded(where) if where.startswith(URIS) else Path(where)
+    place = registry.fetch(where) if where.startswith(URIS) else Path(where)
     if not place.exists():
         raise InputError(
             f"no model at {where}: give a file, a folder with one, or {', '.join(URIS)}"
@@ -89,8 +90,8 @@ def read(where: str) -> Checkpoint:
     file = _only_file(place) if place.is_dir() else place
     card = _card(file)
     if file.suffix == ".safetensors":
-        tensors, notes = _safetensors(file)
-        return Checkpoint(file, _checked(file, tensors), notes=notes, card=card)
+        tensors = _checked(file, store.load_tensors(file))
+        return Checkpoint(file, tensors, notes=_metadata(file), card=card)
     content = _unpickled(file)
     for key in ("", *INSIDE):
         inner = content.get(key) if key else content
@@ -104,12 +105,6 @@ def read(where: str) -> Checkpoint:
         f"{file} holds no weights: its keys are {', '.join(map(str, list(content)[:6]))}; "
         f"a state_dict is looked for there and under {', '.join(INSIDE)}"
     )
-
-
-def _downloaded(uri: str) -> Path:
-    from ngf.lineage.registry import fetch
-
-    return fetch(uri)
 
 
 def _only_file(folder: Path) -> Path:
@@ -144,16 +139,11 @@ def _card(file: Path) -> dict[str, Any]:
     return card
 
 
-def _safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file
+def _metadata(file: Path) -> dict[str, str]:
+    from safetensors import safe_open
 
-    try:
-        with safe_open(file, "pt") as stored:
-            notes = stored.metadata() or {}
-        return load_file(file), notes
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{file} is not a safetensors checkpoint: {error}") from error
+    with safe_open(file, "pt") as stored:
+        return stored.metadata() or {}
 
 
 def _unpickled(file: Path) -> Mapping[str, Any]:
