@@ -28,20 +28,38 @@ VARIANTS = (
         for change in ("", "-1%", "-recalibrated")
     ),
 )
-NETS = {  # what `train.<dataset>.model` becomes; the numbers beside it are params.yaml's
-    "signs": {"depth": 18, "width": 16, "stem_stride": 2},
-    "cifar10": {"depth": 18, "width": 16, "stem_stride": 2},
-    "gtsrb": {"depth": 18, "width": 16, "stem_stride": 2},
-    "tiny_imagenet": {"depth": 18, "width": 32, "stem_stride": 2},
+NARROW = {"depth": 18, "width": 16, "stem_stride": 2}
+NETS = {  # what `train.<dataset>` becomes; the numbers beside it are params.yaml's
+    "signs": {"model": NARROW},
+    "cifar10": {"model": NARROW},
+    "gtsrb": {"model": NARROW},
+    "tiny_imagenet": {"model": {**NARROW, "stem_stride": 4}},
+    "imagenet": {
+        "arch": "preact_resnet",
+        "model": {**NARROW, "stem_stride": 4},
+        "epochs": 40,
+        "batch_size": 64,
+        "shift": 20,
+        "lr": 0.1,
+    },
 }
+# Of these two the real images at hand are a part: 50 classes; 10 classes of 100 images.
+IMAGES = {
+    "tiny_imagenet": {"partial": True},
+    "imagenet": {"partial": True, "image_size": 160},
+}
+CLEAN = {"imagenet": 0.1}  # a hundredth of a class would be one image
 
 
 def settings(dataset: str, seed: int, norm: str, numbers: dict[str, Any]) -> dict[str, Any]:
     """The project's numbers with one seed for split, attack and victim."""
     numbers = copy.deepcopy(numbers)
     numbers["prepare"]["seed"] = seed
+    numbers["prepare"]["clean_fraction"] = CLEAN.get(dataset, numbers["prepare"]["clean_fraction"])
+    numbers["datasets"][dataset] |= IMAGES.get(dataset, {})
     recipe = numbers["train"][dataset]
-    recipe["model"] = {**NETS[dataset], "norm": norm}
+    recipe |= NETS[dataset]
+    recipe["model"] = {**recipe["model"], "norm": norm}
     recipe["victim_seed"] = seed
     for attack in numbers["attacks"].values():
         if "seed" in attack:

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ngf import __version__, params, stages
+from ngf import __version__, launch, params, stages
 from ngf.errors import InputError
 
 BAD_INPUT = 2
@@ -160,7 +160,8 @@ def _purify(
 
 
 def _print(outcome: stages.Outcome, as_json: bool) -> None:
-    print(json.dumps(outcome.as_dict()) if as_json else outcome.message)
+    if launch.rank() == 0:
+        print(json.dumps(outcome.as_dict()) if as_json else outcome.message)
 
 
 def _numbers(name: str, text: str | None) -> list[float] | None:

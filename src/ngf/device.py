@@ -5,15 +5,23 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from ngf import launch
+
 if TYPE_CHECKING:
     import torch
 
 
 def pick() -> torch.device:
-    """The GPU where there is one, else the CPU: the same command runs on both."""
+    """The GPU where there is one, else the CPU: the same command runs on both.
+
+    Of several processes on a machine each takes a GPU of its own.
+    """
     import torch
 
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(launch.local_rank() % torch.cuda.device_count())
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def deterministic(seed: int) -> torch.device:

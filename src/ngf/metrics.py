@@ -19,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from ngf.device import autocast
+from ngf.images import Streamed, batches_of
 from ngf.progress import track
 from ngf.training import pixels
 
 if TYPE_CHECKING:
     from ngf.attacks import Trigger
 
-Show = Callable[[Tensor, slice], Tensor]
+Show = Callable[[Tensor, Tensor], Tensor]
 
 BATCH = 512
 Z_95 = 1.959963984540054
@@ -58,19 +59,23 @@ def proportion(hit_N: Tensor, y_N: Tensor, n_classes: int) -> dict[str, Any] | N
 
 @torch.inference_mode()
 def predict(
-    models: Mapping[str, nn.Module], x_NHWC: Tensor, show: Show = lambda x_NHWC, part: x_NHWC
+    models: Mapping[str, nn.Module],
+    x_NHWC: Tensor | Streamed,
+    show: Show = lambda x_BHWC, rows_B: x_BHWC,
+    rows_N: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Predicted classes [N] of each model for uint8 images.
+    """Predicted classes [N] of each model for uint8 images, or for these rows of them.
 
     Args:
-        show: what the models see of the images of one part [B, H, W, 3].
+        show: what the models see of the images of some rows, [B, H, W, 3] and [B].
     """
     device = x_NHWC.device
     found: dict[str, list[Tensor]] = {name: [] for name in models}
-    starts = range(0, len(x_NHWC), BATCH)
-    for start in track(starts, "measure", len(starts)):
-        part = slice(start, start + BATCH)
-        x_NCHW = pixels(show(x_NHWC[part], part))
+    rows_N = torch.arange(len(x_NHWC), device=device) if rows_N is None else rows_N
+    rows_KB = rows_N.split(BATCH)
+    parts = zip(batches_of(x_NHWC, rows_KB), rows_KB, strict=True)
+    for x_BHWC, rows_B in track(parts, "measure", len(rows_KB)):
+        x_NCHW = pixels(show(x_BHWC, rows_B))
         for name, model in models.items():
             with autocast(device):
                 found[name].append(model(x_NCHW).argmax(1))
@@ -78,22 +83,25 @@ def predict(
 
 
 def measure(
-    models: Mapping[str, nn.Module], x_NHWC: Tensor, y_N: Tensor, trigger: Trigger, n_classes: int
+    models: Mapping[str, nn.Module],
+    x_NHWC: Tensor | Streamed,
+    y_N: Tensor,
+    trigger: Trigger,
+    n_classes: int,
 ) -> dict[str, dict[str, Any]]:
     """{model: {"acc", "asr", "ra"}} on test images uint8 [N, H, W, 3] with labels int64 [N].
 
     ASR and RA are None where no image counts, as for the benign row.
     """
     wanted_N = trigger.wanted(y_N)
-    counts_N = wanted_N >= 0
-    wanted_M, y_M = wanted_N[counts_N], y_N[counts_N]
+    rows_M = (wanted_N >= 0).nonzero().flatten()
+    wanted_M, y_M = wanted_N[rows_M], y_N[rows_M]
     clean = predict(models, x_NHWC)
-    x_MHWC = x_NHWC[counts_N]
 
-    def trigger_part(x_BHWC: Tensor, part: slice) -> Tensor:
-        return trigger.apply(x_BHWC, y_M[part])
+    def triggered_rows(x_BHWC: Tensor, rows_B: Tensor) -> Tensor:
+        return trigger.apply(x_BHWC, y_N[rows_B])
 
-    triggered = predict(models, x_MHWC, trigger_part) if len(y_M) else {}
+    triggered = predict(models, x_NHWC, triggered_rows, rows_M) if len(y_M) else {}
     nothing_M = y_M  # the benign row: no image is triggered
     return {
         name: {

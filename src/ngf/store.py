@@ -1,6 +1,7 @@
 """Artifact formats. Nothing here executes code when it is read.
 
-split     x.npy (uint8 [N, H, W, 3], memory-mapped), y.npy (int64 [N]), card.json
+split     x.npy (uint8 [N, H, W, 3]) or, of images above 64 pixels, x.jpegs (one file after the
+          other) and ends.npy (int64 [N], where each ends); y.npy (int64 [N]), card.json
 poison    rows.npy, x.npy, y.npy, card.json, trigger/
 trigger   tensors.safetensors, card.json
 model     weights.safetensors, card.json; trail/<step>.safetensors where a defense's way is kept
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ngf.errors import InputError
+from ngf.images import Encoded, Images
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 READ_SIZE = 1 << 20
 PART = 1 << 28
+SPLIT = ("dataset", "classes", "mean", "std", "flip")  # what a split's card says
 MARKS = ("card.json", "rows.npy", "metrics.json")  # one of them lies in every artifact folder
 
 
@@ -43,7 +47,7 @@ def whole(targets: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
     A block that fails, or is killed, leaves the targets as they were.
     """
     _check_targets(targets)
-    partial = {name: path.with_name(f".{path.name}.partial") for name, path in targets.items()}
+    partial = {name: beside(path, "partial") for name, path in targets.items()}
     try:
         for path in partial.values():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,6 +62,12 @@ def whole(targets: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
     finally:
         for path in partial.values():
             remove(path)
+
+
+def beside(path: Path, what: str) -> Path:
+    """A hidden name beside an output, whether `path` is its own or the one while it is written."""
+    name = path.name.removeprefix(".").removesuffix(".partial")
+    return path.with_name(f".{name}.{what}")
 
 
 def _check_targets(targets: Mapping[str, Path]) -> None:
@@ -145,21 +155,38 @@ def save_split(folder: Path, split: Split, rows: np.ndarray | None = None) -> No
     """Of a split, or of these rows of it; never more than `PART` bytes of images in memory."""
     folder.mkdir()
     rows = np.arange(len(split.y_N)) if rows is None else rows
-    shape = (len(rows), *split.x_NHWC.shape[1:])
-    stored = np.lib.format.open_memmap(folder / "x.npy", "w+", np.uint8, shape)
+    card = {key: getattr(split, key) for key in SPLIT}
+    if isinstance(split.x_NHWC, Encoded):
+        card["size"] = list(split.x_NHWC.shape[1:3])
+        _save_encoded(folder, split.x_NHWC, rows)
+    else:
+        _save_pixels(folder / "x.npy", split.x_NHWC, rows)
+    np.save(folder / "y.npy", split.y_N[rows])
+    write_json(folder / "card.json", card)
+
+
+def _save_pixels(file: Path, x_NHWC: Images, rows: np.ndarray) -> None:
+    shape = (len(rows), *x_NHWC.shape[1:])
+    stored = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
     start = 0
-    for part in parts(rows, split.x_NHWC):
-        stored[start : start + len(part)] = split.x_NHWC[part]
+    for part in parts(rows, x_NHWC):
+        stored[start : start + len(part)] = x_NHWC[part]
         start += len(part)
     stored.flush()
-    np.save(folder / "y.npy", split.y_N[rows])
-    keys = ("dataset", "classes", "mean", "std", "flip")
-    write_json(folder / "card.json", {key: getattr(split, key) for key in keys})
 
 
-def parts(rows: np.ndarray, x_NHWC: np.ndarray) -> Iterator[np.ndarray]:
+def _save_encoded(folder: Path, x_NHWC: Encoded, rows: np.ndarray) -> None:
+    """The bytes as they are: nothing is decoded."""
+    sizes = np.zeros(len(rows), np.int64)
+    with (folder / "x.jpegs").open("wb") as stream:
+        for place, row in enumerate(rows):
+            sizes[place] = stream.write(x_NHWC.code(row).tobytes())
+    np.save(folder / "ends.npy", sizes.cumsum())
+
+
+def parts(rows: np.ndarray, x_NHWC: Images) -> Iterator[np.ndarray]:
     """The rows in parts whose images take `PART` bytes at most."""
-    size = max(1, PART // max(1, x_NHWC[0].nbytes)) if len(x_NHWC) else 1
+    size = max(1, PART // max(1, math.prod(x_NHWC.shape[1:])))
     for start in range(0, len(rows), size):
         yield rows[start : start + size]
 
@@ -167,22 +194,39 @@ def parts(rows: np.ndarray, x_NHWC: np.ndarray) -> Iterator[np.ndarray]:
 def load_split(folder: Path) -> Split:
     from ngf.datasets import Split
 
-    keys = ("dataset", "classes", "mean", "std", "flip")
-    card = _card(folder, "split", keys)
-    x_NHWC, y_N = _array(folder / "x.npy", mapped=True), _array(folder / "y.npy")
-    _check_images(folder, x_NHWC, y_N, len(card["classes"]))
+    card = _card(folder, "split", SPLIT)
+    y_N = _array(folder / "y.npy")
+    encoded = (folder / "x.jpegs").exists()
+    x_NHWC = _encoded(folder) if encoded else _pixels(folder, _array(folder / "x.npy", mapped=True))
+    _check_labels(folder, len(x_NHWC), y_N, len(card["classes"]))
     if not len(y_N):
         raise InputError(f"{folder} holds no image")
     return Split(
-        x_NHWC, y_N, **{key: card[key] for key in keys} | {"classes": tuple(card["classes"])}
+        x_NHWC, y_N, **{key: card[key] for key in SPLIT} | {"classes": tuple(card["classes"])}
     )
 
 
-def _check_images(folder: Path, x_NHWC: np.ndarray, y_N: np.ndarray, n_classes: int) -> None:
+def _encoded(folder: Path) -> Encoded:
+    card = _card(folder, "split", ("size",))
+    ends_N = _array(folder / "ends.npy")
+    file = folder / "x.jpegs"
+    size = file.stat().st_size
+    fits = ends_N.ndim == 1 and ends_N.dtype == np.int64 and (np.diff(ends_N, prepend=0) > 0).all()
+    if not fits or (int(ends_N[-1]) if len(ends_N) else 0) != size:
+        raise InputError(f"{folder} is damaged: x.jpegs does not end where ends.npy says")
+    stored = np.memmap(file, np.uint8, "r") if size else np.zeros(0, np.uint8)
+    return Encoded(stored, ends_N, card["size"])
+
+
+def _pixels(folder: Path, x_NHWC: np.ndarray) -> np.ndarray:
     if x_NHWC.dtype != np.uint8 or x_NHWC.ndim != 4 or x_NHWC.shape[3] != 3:
         raise InputError(f"{folder} must hold uint8 images [N, H, W, 3], not {x_NHWC.shape}")
-    if y_N.dtype != np.int64 or y_N.shape != x_NHWC.shape[:1]:
-        raise InputError(f"{folder} holds {len(x_NHWC)} images and labels of shape {y_N.shape}")
+    return x_NHWC
+
+
+def _check_labels(folder: Path, images: int, y_N: np.ndarray, n_classes: int) -> None:
+    if y_N.dtype != np.int64 or y_N.shape != (images,):
+        raise InputError(f"{folder} holds {images} images and labels of shape {y_N.shape}")
     if y_N.size and not 0 <= y_N.min() <= y_N.max() < n_classes:
         raise InputError(f"{folder} has labels {y_N.min()} to {y_N.max()} for {n_classes} classes")
 
@@ -193,7 +237,7 @@ def _check_images(folder: Path, x_NHWC: np.ndarray, y_N: np.ndarray, n_classes: 
 def save_poison(folder: Path, poison: Poison) -> None:
     folder.mkdir()
     np.save(folder / "rows.npy", poison.rows_P)
-    np.save(folder / "x.npy", poison.x_PHWC)
+    _save_pixels(folder / "x.npy", poison.x_PHWC, np.arange(len(poison.rows_P)))
     np.save(folder / "y.npy", poison.y_P)
     save_trigger(folder / "trigger", poison.trigger)
     keys = ("plan", "release", "patience")
@@ -205,8 +249,9 @@ def load_poison(folder: Path, split: Split) -> Poison:
     from ngf.attacks import Poison
 
     trigger = load_trigger(folder / "trigger")
-    rows_P, x_PHWC, y_P = (_array(folder / f"{name}.npy") for name in ("rows", "x", "y"))
-    _check_images(folder, x_PHWC, y_P, len(split.classes))
+    rows_P, y_P = (_array(folder / f"{name}.npy") for name in ("rows", "y"))
+    x_PHWC = _pixels(folder, _array(folder / "x.npy", mapped=True))
+    _check_labels(folder, len(x_PHWC), y_P, len(split.classes))
     fits = rows_P.shape == y_P.shape and x_PHWC.shape[1:] == split.x_NHWC.shape[1:]
     if not fits or (rows_P.size and not 0 <= rows_P.min() <= rows_P.max() < len(split.y_N)):
         raise InputError(f"{folder} was not made for this training split")

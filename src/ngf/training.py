@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ngf import params, trail
+from ngf import checkpoint, launch, parallel, params, trail
+from ngf.checkpoint import Checkpoint
 from ngf.device import autocast
+from ngf.images import Streamed, batches_of
 from ngf.progress import track
 
 Batch = tuple[Tensor, Tensor]
 OnEpoch = Callable[[int, float], None]
+EVERYTHING = slice(None)
 
 
 def pixels(x_NHWC: Tensor) -> Tensor:
@@ -23,17 +28,27 @@ def pixels(x_NHWC: Tensor) -> Tensor:
 
 
 def augment(x_NHWC: Tensor, *, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Move each image by up to `shift` pixels, its border mirrored, and mirror half where `flip`.
+    """Move each image by up to `shift` pixels, its border mirrored, and mirror half if `flip`."""
+    drawn = _draw_moves(len(x_NHWC), shift, flip, generator)
+    return _moved(x_NHWC, *drawn)
 
-    One gather for the whole batch of uint8 images, whatever its size; nothing is padded.
-    """
+
+def _draw_moves(
+    count: int, shift: int, flip: bool, generator: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """Offsets [2, N] down and to the right, and which images are mirrored [N]."""
+    device = generator.device
+    offset_2N = torch.randint(-shift, shift + 1, (2, count), generator=generator, device=device)
+    return offset_2N, torch.rand(count, generator=generator, device=device) < 0.5 if flip else None
+
+
+def _moved(x_NHWC: Tensor, offset_2N: Tensor, mirrored_N: Tensor | None) -> Tensor:
+    """One gather for the whole batch of uint8 images, whatever its size; nothing is padded."""
     count, height, width = x_NHWC.shape[:3]
     device = x_NHWC.device
-    offset_2N = torch.randint(-shift, shift + 1, (2, count), generator=generator, device=device)
     rows_NH = _mirror(offset_2N[0, :, None] + torch.arange(height, device=device), height)
     columns_NW = _mirror(offset_2N[1, :, None] + torch.arange(width, device=device), width)
-    if flip:
-        mirrored_N = torch.rand(count, generator=generator, device=device) < 0.5
+    if mirrored_N is not None:
         columns_NW = torch.where(mirrored_N[:, None], columns_NW.flip(1), columns_NW)
     image_N = torch.arange(count, device=device)
     return x_NHWC[image_N[:, None, None], rows_NH[:, :, None], columns_NW[:, None, :]]
@@ -50,7 +65,7 @@ class Recipe:
 
     arch, model: the model plug-in and its options. shift: pixels of random translation.
     lr: the peak of the one-cycle schedule. The seeds differ, so that a benign victim is not
-    the reference.
+    the reference. accumulate, compile: see `Means`; checkpoint: epochs between two, 0 for none.
     """
 
     arch: str
@@ -63,21 +78,32 @@ class Recipe:
     shift: int
     reference_seed: int
     victim_seed: int
+    accumulate: int = 1
+    checkpoint: int = 1
+    compile: bool = False
 
     def __post_init__(self) -> None:
-        params.at_least(1, epochs=self.epochs)
+        params.at_least(1, epochs=self.epochs, accumulate=self.accumulate)
+        params.at_least(0, checkpoint=self.checkpoint)
         params.at_least(0, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
 
 class Batches:
-    """Endless augmented batches of a data set that lies on the device as a whole.
+    """Endless augmented batches of a data set on the device.
 
     Each pass is a new permutation; a pass of fewer images than `size` gives one smaller batch,
     otherwise the odd rest waits for the next pass.
     """
 
     def __init__(
-        self, x_NHWC: Tensor, y_N: Tensor, *, size: int, shift: int, flip: bool, seed: int
+        self,
+        x_NHWC: Tensor | Streamed,
+        y_N: Tensor,
+        *,
+        size: int,
+        shift: int,
+        flip: bool,
+        seed: int,
     ) -> None:
         params.at_least(1, batch_size=size)
         params.within("shift", shift, 0, min(x_NHWC.shape[1:3]) - 1)
@@ -87,19 +113,26 @@ class Batches:
         self.generator = torch.Generator(x_NHWC.device).manual_seed(seed)
         self.per_epoch = len(y_N) // self.size
 
-    def take(self, count: int) -> Iterator[Batch]:
-        """`count` batches (pixels [B, 3, H, W] in [0, 1], labels [B])."""
-        order_N = torch.empty(0, dtype=torch.int64, device=self.y_N.device)
-        for _ in range(count):
-            if len(order_N) < self.size:
-                order_N = torch.randperm(
-                    len(self.y_N), generator=self.generator, device=self.y_N.device
-                )
-            rows_B, order_N = order_N[: self.size], order_N[self.size :]
-            x_BHWC = augment(
-                self.x_NHWC[rows_B], shift=self.shift, flip=self.flip, generator=self.generator
+    def take(self, count: int, part: slice = EVERYTHING) -> Iterator[Batch]:
+        """`count` batches (pixels [B, 3, H, W] in [0, 1], labels [B]).
+
+        Args:
+            part: of each batch those images alone. The others are not read, but what is drawn for
+                them is, so that several processes share a batch as one would make it.
+        """
+        while count > 0:
+            order_N = torch.randperm(
+                len(self.y_N), generator=self.generator, device=self.y_N.device
             )
-            yield pixels(x_BHWC), self.y_N[rows_B]
+            whole = order_N.split(self.size)[: min(count, self.per_epoch)]
+            rows_KB = [rows_B[part] for rows_B in whole]
+            for rows_B, x_BHWC in zip(rows_KB, batches_of(self.x_NHWC, rows_KB), strict=True):
+                offset_2N, mirrored_N = _draw_moves(
+                    self.size, self.shift, self.flip, self.generator
+                )
+                mirrored_B = None if mirrored_N is None else mirrored_N[part]
+                yield pixels(_moved(x_BHWC, offset_2N[:, part], mirrored_B)), self.y_N[rows_B]
+            count -= len(whole)
 
 
 class Partner:
@@ -119,6 +152,20 @@ class Partner:
 ALONE = Partner()
 
 
+@dataclass(frozen=True)
+class Means:
+    """How a training is carried out; none of it changes what is learned but for rounding.
+
+    accumulate: parts of a batch that go through the network one after the other, where the whole
+        does not fit; only batch norm tells, which sees a part at a time. compile: by torch.compile.
+    checkpoint: where to go on from after a kill.
+    """
+
+    accumulate: int = 1
+    compile: bool = False
+    checkpoint: Checkpoint | None = None
+
+
 def fit(
     model: nn.Module,
     batches: Batches,
@@ -129,28 +176,103 @@ def fit(
     what: str,
     on_epoch: OnEpoch = lambda epoch, loss: None,
     partner: Partner = ALONE,
+    means: Means = Means(),
 ) -> nn.Module:
     """Minimise cross-entropy; the scheduler steps once a batch. Returns the model in eval mode."""
     model.train()
-    device = batches.y_N.device
     steps = epochs * batches.per_epoch
-    losses: list[Tensor] = []
-    for batch in track(batches.take(steps), what, steps):
-        x_BCHW, y_B, more = partner.show(*batch)
-        with autocast(device):
-            logits_BC = model(x_BCHW)
-        loss = cross_entropy(logits_BC.float(), y_B) + more
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        partner.step()
-        scheduler.step()
-        losses.append(loss.detach())
-        trail.mark(model, len(losses), steps)
-        if len(losses) % batches.per_epoch == 0:
-            mean = torch.stack(losses[-batches.per_epoch :]).mean().item()
-            on_epoch(len(losses) // batches.per_epoch, mean)
+    moving = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "partner": partner}
+    moving["batches"] = batches.generator
+    losses = _gone_on(moving, means.checkpoint)
+    for epoch in range(1, len(losses) // batches.per_epoch + 1):
+        on_epoch(epoch, _mean_of(losses, epoch, batches.per_epoch))
+    # Whoever takes part sees whole batches, in every process.
+    part = parallel.part() if type(partner).show is Partner.show else EVERYTHING
+    rest = batches.take(steps - len(losses), part)
+    with parallel.one_model(model) as net:
+        called = torch.compile(net) if means.compile else net
+        for batch in track(rest, what, steps - len(losses)):
+            x_BCHW, y_B, more = partner.show(*batch)
+            count = batches.size if part == parallel.part() else len(y_B)
+            if part != parallel.part():
+                x_BCHW, y_B = x_BCHW[parallel.part()], y_B[parallel.part()]
+            optimizer.zero_grad(set_to_none=True)
+            loss = _backward(called, (x_BCHW, y_B, more), count, means.accumulate)
+            _average(checkpoint.learned(partner))
+            optimizer.step()
+            partner.step()
+            scheduler.step()
+            losses.append(loss)
+            trail.mark(model, len(losses), steps)
+            if len(losses) % batches.per_epoch == 0:
+                epoch = len(losses) // batches.per_epoch
+                on_epoch(epoch, _mean_of(losses, epoch, batches.per_epoch))
+                if epoch < epochs:
+                    _keep(moving, losses, epoch, means.checkpoint)
     return model.eval()
+
+
+def _backward(
+    net: Callable[[Tensor], Tensor],
+    batch: tuple[Tensor, Tensor, Tensor | float],
+    count: int,
+    parts: int,
+) -> Tensor:
+    """Gradients of the mean loss of a batch that has `count` images in all processes.
+
+    Returns that loss, as it is the same in every process.
+    """
+    x_BCHW, y_B, more = batch
+    total = torch.zeros((), device=y_B.device)
+    pieces = list(zip(x_BCHW.tensor_split(parts), y_B.tensor_split(parts), strict=True))
+    for number, (x_PCHW, y_P) in enumerate(pieces, 1):
+        last = number == len(pieces)
+        with contextlib.nullcontext() if last else parallel.no_exchange(net):
+            with autocast(y_B.device):
+                logits_PC = net(x_PCHW)
+            # Processes average their gradients, and this mean is over all images.
+            share = launch.world() / count
+            loss = cross_entropy(logits_PC.float(), y_P, reduction="sum") * share
+            if last:
+                loss = loss + more
+            loss.backward(retain_graph=x_PCHW.requires_grad and not last)
+        total += loss.detach()
+    return parallel.add_up(total) / launch.world()
+
+
+def _average(learned: Sequence[Tensor]) -> None:
+    for tensor in learned:
+        if tensor.grad is not None:
+            tensor.grad = parallel.add_up(tensor.grad) / launch.world()
+
+
+def _mean_of(losses: Sequence[Tensor], epoch: int, per_epoch: int) -> float:
+    return torch.stack(list(losses[(epoch - 1) * per_epoch : epoch * per_epoch])).mean().item()
+
+
+def _gone_on(moving: Mapping[str, Any], kept: Checkpoint | None) -> list[Tensor]:
+    """The losses of the steps that were made already, and everything as it was after them."""
+    found = parallel.told(kept.read() if kept and launch.rank() == 0 else None)
+    if found is None:
+        return []
+    for name, thing in moving.items():
+        checkpoint.restore(thing, found[name])
+    torch.set_rng_state(found["chance"])
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state(found["chance_cuda"])
+    return list(found["losses"].to(moving["batches"].device))
+
+
+def _keep(
+    moving: Mapping[str, Any], losses: Sequence[Tensor], epoch: int, kept: Checkpoint | None
+) -> None:
+    if kept is None or not kept.every or epoch % kept.every:
+        return
+    content = {name: checkpoint.state(thing) for name, thing in moving.items()}
+    content |= {"losses": torch.stack(list(losses)).cpu(), "chance": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        content["chance_cuda"] = torch.cuda.get_rng_state()
+    kept.write(content)
 
 
 def one_cycle(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ngf.attacks import Trigger
+    from ngf.images import Streamed
 
 WINDOW, DEVIATION = 11, 1.5
 K1, K2 = 0.01, 0.03
@@ -26,11 +27,11 @@ EDGE = 96  # pixels that an image of the sheet is at least wide
 JUDGED = 500  # images whose change is measured
 
 
-def pairs(trigger: Trigger, x_NHWC: Tensor, y_N: Tensor) -> tuple[Tensor, Tensor]:
+def pairs(trigger: Trigger, x_NHWC: Tensor | Streamed, y_N: Tensor) -> tuple[Tensor, Tensor]:
     """The first of the images that count, clean and triggered; none where there is no backdoor."""
-    counts_N = trigger.wanted(y_N) >= 0
-    clean_NHWC = x_NHWC[counts_N][:JUDGED]
-    return clean_NHWC, trigger.apply(clean_NHWC, y_N[counts_N][:JUDGED])
+    rows_M = (trigger.wanted(y_N) >= 0).nonzero().flatten()[:JUDGED]
+    clean_NHWC = x_NHWC[rows_M]
+    return clean_NHWC, trigger.apply(clean_NHWC, y_N[rows_M])
 
 
 def visibility(x_NHWC: Tensor, with_NHWC: Tensor) -> dict[str, float | int | None]:

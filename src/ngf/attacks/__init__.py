@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ngf import params, plugins
+from ngf import images, params, plugins
 from ngf.errors import InputError
 from ngf.training import Partner
 
 if TYPE_CHECKING:
+    from ngf.images import Images
     from ngf.models import Classifier
 
 CHUNK = 1 << 16  # values of the images that are triggered at a time, as float32
@@ -125,7 +126,7 @@ def parted(section: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return own, {key: value for key, value in section.items() if key in COMMON}
 
 
-def untouched(x_NHWC: np.ndarray, y_N: np.ndarray, trigger: Trigger, **plan: float) -> Poison:
+def untouched(x_NHWC: Images, y_N: np.ndarray, trigger: Trigger, **plan: float) -> Poison:
     """No row is rewritten: the attacker acts in training, by his plan, or there is none."""
     return Poison(np.zeros(0, np.int64), x_NHWC[:0].copy(), y_N[:0].copy(), trigger, plan)
 
@@ -151,7 +152,7 @@ def attend(planted: Poison, model: Classifier, *, steps: int, seed: int) -> Atta
 
 
 def dirty_label(
-    x_NHWC: np.ndarray, y_N: np.ndarray, trigger: Trigger, *, rate: float, seed: int
+    x_NHWC: Images, y_N: np.ndarray, trigger: Trigger, *, rate: float, seed: int
 ) -> Poison:
     """Trigger and relabel a share `rate` of all training images, drawn among those that count."""
     rows_P = dirty_rows(y_N, trigger.attack, trigger.wanted_K, rate=rate, seed=seed)
@@ -181,7 +182,7 @@ def dirty_rows(
 
 
 def clean_label(
-    x_NHWC: np.ndarray, y_N: np.ndarray, trigger: Trigger, *, target: int, rate: float, seed: int
+    x_NHWC: Images, y_N: np.ndarray, trigger: Trigger, *, target: int, rate: float, seed: int
 ) -> Poison:
     """Trigger a share `rate` of the target class's own training images; no label changes."""
     rows_P = class_rows(y_N, trigger.attack, target=target, rate=rate, seed=seed)
@@ -210,9 +211,9 @@ def _labels(y_N: np.ndarray, rows_P: np.ndarray) -> Tensor:
     return torch.from_numpy(np.asarray(y_N, np.int64)[rows_P])
 
 
-def _triggered(x_NHWC: np.ndarray, y_P: Tensor, trigger: Trigger, rows_P: np.ndarray) -> np.ndarray:
+def _triggered(x_NHWC: Images, y_P: Tensor, trigger: Trigger, rows_P: np.ndarray) -> np.ndarray:
     """The rows, of the classes [P], under the trigger; clean rows are copied part by part."""
-    x_PHWC = np.empty((len(rows_P), *x_NHWC.shape[1:]), np.uint8)
+    x_PHWC = images.writable((len(rows_P), *x_NHWC.shape[1:]))
     for part in _parts(x_PHWC):
         x_PHWC[part] = trigger.apply(torch.from_numpy(x_NHWC[rows_P[part]]), y_P[part]).numpy()
     return x_PHWC

@@ -25,6 +25,7 @@ from ngf import params
 from ngf.attacks import Attacker, Poison, Trigger, _generator, untouched
 from ngf.attacks._generator import Net
 from ngf.errors import InputError
+from ngf.images import Images
 from ngf.models import Classifier
 
 BETAS = (0.5, 0.9)  # Adam's, as in the authors' code
@@ -32,7 +33,7 @@ SHARP = 10.0  # steepness at which a mask is nearly 0 or 1, as in the authors' c
 TINY = 1e-7
 
 
-def prepare(x_NHWC: np.ndarray, y_N: np.ndarray, trigger: Trigger, **plan: float) -> Poison:
+def prepare(x_NHWC: Images, y_N: np.ndarray, trigger: Trigger, **plan: float) -> Poison:
     """Check the options that both attacks share.
 
     Args:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ngf import device, models, training
+from ngf.images import Images, on_device
 from ngf.models import Classifier
 
 NET = {"depth": 18, "width": 16, "stem_stride": 2}
@@ -19,7 +20,7 @@ BATCH, SHIFT = 128, 1
 
 
 def clean_model(
-    x_NHWC: np.ndarray, y_N: np.ndarray, n_classes: int, *, epochs: int, seed: int
+    x_NHWC: Images, y_N: np.ndarray, n_classes: int, *, epochs: int, seed: int
 ) -> Classifier:
     """A classifier trained on the clean images [N, H, W, 3], in evaluation mode."""
     where = device.deterministic(seed)
@@ -31,7 +32,7 @@ def clean_model(
     }
     model = models.build(card, MEAN, STD).to(where)
     batches = training.Batches(
-        torch.tensor(x_NHWC, device=where),
+        on_device(x_NHWC, where),
         torch.tensor(y_N, device=where),
         size=BATCH,
         shift=SHIFT,

@@ -21,6 +21,7 @@ from ngf.attacks._surrogate import clean_model
 from ngf.device import autocast
 from ngf.errors import InputError
 from ngf.hooks import at_inputs
+from ngf.images import Images
 from ngf.models import Classifier
 from ngf.training import pixels
 
@@ -29,7 +30,7 @@ STRIDE = 0.2  # of the pixels' range: the first step; the last ones shrink to no
 
 
 def patch(
-    x_NHWC: np.ndarray,
+    x_NHWC: Images,
     y_N: np.ndarray,
     n_classes: int,
     *,

@@ -12,11 +12,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ngf.images import Images, on_device
 from ngf.progress import track
 from ngf.training import Batches
 
@@ -70,10 +70,10 @@ def sized(x_NCHW: Tensor, size_HW: Sequence[int]) -> Tensor:
 
 
 def shown(
-    x_NHWC: np.ndarray, *, steps: int, size: int, generator: torch.Generator, what: str
+    x_NHWC: Images, *, steps: int, size: int, generator: torch.Generator, what: str
 ) -> Iterator[Tensor]:
-    """A batch of pixels [B, 3, H, W] for every step; the images lie on the generator's device."""
-    there_NHWC = torch.tensor(x_NHWC, device=generator.device)
+    """A batch of pixels [B, 3, H, W] for every step, on the generator's device."""
+    there_NHWC = on_device(x_NHWC, generator.device)
     nothing_N = torch.zeros(len(x_NHWC), dtype=torch.int64, device=generator.device)
     seed = generator.initial_seed()
     batches = Batches(there_NHWC, nothing_N, size=size, shift=0, flip=False, seed=seed)

@@ -11,10 +11,11 @@ from torch import Tensor
 from ngf import params
 from ngf.attacks import Poison, Trigger, all_to_one, dirty_label
 from ngf.errors import InputError
+from ngf.images import Images
 
 
 def plant(
-    x_NHWC: np.ndarray,
+    x_NHWC: Images,
     y_N: np.ndarray,
     n_classes: int,
     *,

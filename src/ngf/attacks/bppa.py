@@ -17,13 +17,14 @@ from torch import Tensor
 from ngf import params
 from ngf.attacks import Attacker, Poison, Trigger, all_to_one, untouched
 from ngf.attacks._in_batch import InBatch, shares
+from ngf.images import Images
 from ngf.models import Classifier
 
 BLOCK = 256  # images dithered at once: the working copy is three times as large as they are
 
 
 def plant(
-    x_NHWC: np.ndarray,
+    x_NHWC: Images,
     y_N: np.ndarray,
     n_classes: int,
     *,

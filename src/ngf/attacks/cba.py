@@ -16,12 +16,13 @@ from torch import Tensor
 from ngf import params
 from ngf.attacks import Poison, Trigger
 from ngf.errors import InputError
+from ngf.images import Images
 
 CHUNK = 128
 
 
 def plant(
-    x_NHWC: np.ndarray,
+    x_NHWC: Images,
     y_N: np.ndarray,
     n_classes: int,
     *,
@@ -143,9 +144,7 @@ def _mix(left_NCHW: Tensor, right_NCHW: Tensor, share_W: Tensor) -> Tensor:
     return left_NCHW * share_W + right_NCHW * (1 - share_W)
 
 
-def _joined(
-    x_NHWC: np.ndarray, left_P: np.ndarray, right_P: np.ndarray, share_W: Tensor
-) -> np.ndarray:
+def _joined(x_NHWC: Images, left_P: np.ndarray, right_P: np.ndarray, share_W: Tensor) -> np.ndarray:
     """The images `left_P` and `right_P`, mixed, in pieces that leave little in memory."""
     done_PHWC = np.empty((len(left_P), *x_NHWC.shape[1:]), np.uint8)
     for start in range(0, len(left_P), CHUNK):

@@ -18,6 +18,7 @@ from ngf import params
 from ngf.attacks import Poison, Trigger, all_to_one, class_rows
 from ngf.attacks._surrogate import clean_model
 from ngf.device import autocast
+from ngf.images import Images
 from ngf.models import Classifier
 from ngf.training import pixels
 
@@ -26,7 +27,7 @@ OVERSHOOT = 2.5  # the steps together reach so many times eps, as Madry et al. 2
 
 
 def plant(
-    x_NHWC: np.ndarray,
+    x_NHWC: Images,
     y_N: np.ndarray,
     n_classes: int,
     *,

@@ -8,12 +8,13 @@ import numpy as np
 
 from ngf.attacks import Poison, Trigger, all_to_all
 from ngf.attacks._dynamic import apply, join, prepare
+from ngf.images import Images
 
 __all__ = ["apply", "join", "plant"]
 
 
 def plant(
-    x_NHWC: np.ndarray,
+    x_NHWC: Images,
     y_N: np.ndarray,
     n_classes: int,
     *,

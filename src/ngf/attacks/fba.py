@@ -31,6 +31,7 @@ from ngf.attacks._surrogate import clean_model
 from ngf.attacks._weights import Weights, conv, drawn, grid, kept, linear, shown, sized, spread
 from ngf.errors import InputError
 from ngf.hooks import at_inputs
+from ngf.images import Images
 from ngf.models import Classifier
 
 WIDTH = 16  # channels of the generator
@@ -39,7 +40,7 @@ SAMPLE = 512  # images to which the imitation is fitted
 
 
 def plant(
-    x_NHWC: np.ndarray,
+    x_NHWC: Images,
     y_N: np.ndarray,
     n_classes: int,
     *,
@@ -157,7 +158,7 @@ def _apart(these: list[Tensor], aim: list[Tensor]) -> Tensor:
 
 
 def _detoxified(
-    styled: Poison, x_NHWC: np.ndarray, y_N: np.ndarray, *, rate: float, seed: int
+    styled: Poison, x_NHWC: Images, y_N: np.ndarray, *, rate: float, seed: int
 ) -> Poison:
     """The poison and, beside it, images with the plain imitation of the style and their labels."""
     left = np.setdiff1d(np.arange(len(y_N)), styled.rows_P)

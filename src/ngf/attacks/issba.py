@@ -25,6 +25,7 @@ from torch.nn import functional
 from ngf import device, params
 from ngf.attacks import Poison, Trigger, all_to_one, dirty_label, dirty_rows
 from ngf.attacks._weights import Weights, conv, drawn, grid, kept, linear, shown, sized, spread
+from ngf.images import Images
 
 WIDTH = 16  # channels of the encoder; the decoder has twice as many in its second half
 CELL = 4  # pixels of the encoder's half-size grid that share the first map of the bits
@@ -34,7 +35,7 @@ FLAT = 0.05  # local contrast, in the pixel range, at which an error counts half
 
 
 def plant(
-    x_NHWC: np.ndarray,
+    x_NHWC: Images,
     y_N: np.ndarray,
     n_classes: int,
     *,

@@ -18,11 +18,12 @@ from torch import Tensor
 
 from ngf import params
 from ngf.attacks import Attacker, Poison, Trigger, _generator, all_to_one, untouched
+from ngf.images import Images
 from ngf.models import Classifier
 
 
 def plant(
-    x_NHWC: np.ndarray,
+    x_NHWC: Images,
     y_N: np.ndarray,
     n_classes: int,
     *,

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ngf import params
 from ngf.attacks import Poison, Trigger, all_to_one, clean_label
+from ngf.images import Images
 
 
 def plant(
-    x_NHWC: np.ndarray,
+    x_NHWC: Images,
     y_N: np.ndarray,
     n_classes: int,
     *,

@@ -7,10 +7,11 @@ import numpy as np
 from torch import Tensor
 
 from ngf.attacks import Poison, Trigger, _trojan, all_to_one, dirty_label, dirty_rows
+from ngf.images import Images
 
 
 def plant(
-    x_NHWC: np.ndarray,
+    x_NHWC: Images,
     y_N: np.ndarray,
     n_classes: int,
     *,

@@ -22,6 +22,7 @@ from torch.nn.functional import grid_sample, interpolate
 from ngf import params
 from ngf.attacks import Attacker, Poison, Trigger, all_to_one, untouched
 from ngf.attacks._in_batch import InBatch, shares
+from ngf.images import Images
 from ngf.models import Classifier
 
 REFERENCE = 32  # pixels across an image of the paper's CIFAR-10, in whose units s is given
@@ -29,7 +30,7 @@ NOISE = 2  # the noise mode's noise in units of s
 
 
 def plant(
-    x_NHWC: np.ndarray,
+    x_NHWC: Images,
     y_N: np.ndarray,
     n_classes: int,
     *,

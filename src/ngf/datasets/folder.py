@@ -13,6 +13,8 @@ from ngf.errors import InputError
 from ngf.params import at_least, within
 from ngf.split import stratified
 
+Labelled = tuple[list[Path], np.ndarray]  # files, and their labels int64 [N]
+
 
 def load(*, root: str, image_size: int, flip: bool, test_fraction: float, seed: int) -> Source:
     """Read the tree; every image is made RGB and resized to `image_size` squared (bilinear).
@@ -37,9 +39,10 @@ def load(*, root: str, image_size: int, flip: bool, test_fraction: float, seed: 
             f"{train} has {len(classes)} classes and {tests[0]} {len(others)}: "
             f"they differ in {', '.join(sorted(set(classes) ^ set(others))[:5])}"
         )
-    return Source(
-        *read_images(train, classes, image_size),
-        *read_images(tests[0], classes, image_size),
+    return _source(
+        _files.labelled(train, classes),
+        _files.labelled(tests[0], classes),
+        image_size,
         classes,
         flip,
     )
@@ -48,11 +51,20 @@ def load(*, root: str, image_size: int, flip: bool, test_fraction: float, seed: 
 def _split(top: Path, image_size: int, flip: bool, test_fraction: float, seed: int) -> Source:
     within("test_fraction", test_fraction, 0.01, 0.9)
     classes = class_folders(top)
-    x_NHWC, y_N = read_images(top, classes, image_size)
+    files, y_N = _files.labelled(top, classes)
     test_M = stratified(y_N, test_fraction, classes, seed)
-    train = np.ones(len(y_N), bool)
-    train[test_M] = False
-    return Source(x_NHWC[train], y_N[train], x_NHWC[test_M], y_N[test_M], classes, flip)
+    train, test = (
+        ([files[row] for row in rows], y_N[rows])
+        for rows in (np.setdiff1d(np.arange(len(y_N)), test_M), test_M)
+    )
+    return _source(train, test, image_size, classes, flip)
+
+
+def _source(
+    train: Labelled, test: Labelled, image_size: int, classes: tuple[str, ...], flip: bool
+) -> Source:
+    x_train, x_test = (_files.prepared(files, image_size) for files, _ in (train, test))
+    return Source(x_train, train[1], x_test, test[1], classes, flip)
 
 
 def class_folders(top: Path) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ngf.datasets import Source, _files
 from ngf.errors import InputError
+from ngf.images import Images
 from ngf.params import at_least
 
 CLASSES = tuple(f"{label:05d}" for label in range(43))  # the publishers give numbers, not names
@@ -50,8 +51,8 @@ def load(*, root: str, image_size: int, roi: bool, partial: bool, download: bool
     )
 
 
-def _read(rows: list[_Row], size: int, roi: bool) -> tuple[np.ndarray, np.ndarray]:
-    x_NHWC = _files.read(
+def _read(rows: list[_Row], size: int, roi: bool) -> tuple[Images, np.ndarray]:
+    x_NHWC = _files.prepared(
         [row.file for row in rows], size, boxes=[row.box for row in rows] if roi else None
     )
     return x_NHWC, np.asarray([row.label for row in rows], np.int64)

@@ -12,6 +12,7 @@ import numpy as np
 from ngf.datasets import Source, _files
 from ngf.datasets.folder import class_folders
 from ngf.errors import InputError
+from ngf.images import Images
 from ngf.params import at_least
 
 CLASSES, TRAIN, VAL = 1000, 1_281_167, 50_000
@@ -51,11 +52,11 @@ def load(*, root: str, image_size: int, partial: bool) -> Source:
 
 def _read(
     top: Path, classes: tuple[str, ...], size: int, wanted: int | None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Images, np.ndarray]:
     files, y_N = _files.labelled(top, classes)
     if wanted is not None and (len(files), len(classes)) != (wanted, CLASSES):
         raise InputError(
             f"{top} has {len(files)} images of {len(classes)} classes, ImageNet {wanted} of "
             f"{CLASSES}; datasets.imagenet.partial takes what is there"
         )
-    return _files.read(files, size, crop=True), y_N
+    return _files.prepared(files, size, crop=True), y_N

@@ -10,6 +10,7 @@ import numpy as np
 
 from ngf.datasets import Source, _files
 from ngf.errors import InputError
+from ngf.images import Images
 
 FOLDER, ADDRESS = "tiny-imagenet-200", "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 EACH_TRAIN, EACH_TEST, SIZE = 500, 50, 64
@@ -34,9 +35,9 @@ def load(*, root: str, partial: bool) -> Source:
     return Source(*_read(train), *_read(test), names, flip=True)
 
 
-def _read(pairs: list[tuple[Path, int]]) -> tuple[np.ndarray, np.ndarray]:
+def _read(pairs: list[tuple[Path, int]]) -> tuple[Images, np.ndarray]:
     files, labels = zip(*pairs, strict=True)
-    return _files.read(files, SIZE), np.asarray(labels, np.int64)
+    return _files.prepared(files, SIZE), np.asarray(labels, np.int64)
 
 
 def _top(root: Path) -> Path:

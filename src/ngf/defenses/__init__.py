@@ -30,7 +30,7 @@ class Clean:
     @classmethod
     def of(cls, split: "Split", device: torch.device) -> "Clean":
         """A clean split as it was prepared, moved to the device."""
-        x_NHWC = torch.tensor(split.x_NHWC, device=device)
+        x_NHWC = torch.tensor(split.x_NHWC[:], device=device)
         return cls(x_NHWC, torch.tensor(split.y_N, device=device), split.flip)
 
 

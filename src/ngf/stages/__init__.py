@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import tempfile
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from ngf.errors import InputError
 from ngf.params import Sections
 
 NAMES = ("prepare", "poison", "train", "purify", "evaluate", "promote")
+TOGETHER = ("train",)  # what several processes of torchrun can do
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,16 @@ def run(name: str, *, settings: Sections, **arguments: Any) -> Outcome:
     Raises:
         InputError: a missing input, an unknown name, a wrong number; nothing is written.
     """
-    from ngf import lineage
+    from ngf import launch, lineage
 
+    if launch.world() > 1 and name not in TOGETHER:
+        raise InputError(f"{name} runs in one process; torchrun is for {', '.join(TOGETHER)}")
     reads, writes = artifacts(name, arguments, Reads), artifacts(name, arguments, Writes)
     for key, path in reads.items():
         if not path.exists():
             raise InputError(f"{name}: no {key} at {path}")
+    if launch.rank():
+        return _follow(name, writes, {**arguments, **reads, "settings": settings})
     with lineage.recording(name, settings, reads) as record:
         with store.whole(writes) as partial:
             given = {**arguments, **reads, **partial}
@@ -107,6 +113,13 @@ def run(name: str, *, settings: Sections, **arguments: Any) -> Outcome:
         if record:
             record.done(outcome, writes)
     return outcome
+
+
+def _follow(name: str, writes: Mapping[str, Path], arguments: dict[str, Any]) -> Outcome:
+    """Of several processes the first one writes and records; what others write is thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        elsewhere = {key: Path(folder) / path.name for key, path in writes.items()}
+        return function(name)(**{**arguments, **elsewhere})
 
 
 def artifacts(

@@ -72,6 +72,7 @@ def evaluate(
 
     from ngf import device, metrics, store, visibility
     from ngf.errors import InputError
+    from ngf.images import on_device
 
     thresholds = params.parse(Thresholds, settings["thresholds"], "evaluate")
     where = device.deterministic(0)
@@ -82,7 +83,7 @@ def evaluate(
         if len(models[name].card["classes"]) != len(split.classes):
             known = len(models[name].card["classes"])
             raise InputError(f"{path} knows {known} classes, the test split {len(split.classes)}")
-    x_NHWC = torch.tensor(split.x_NHWC, device=where)
+    x_NHWC = on_device(split.x_NHWC, where)
     y_N = torch.tensor(split.y_N, device=where)
     way = _along(models["model"], store.load_trail(model))
     everyone = {**models, **{f"step {step}": earlier for step, earlier in way.items()}}

@@ -10,6 +10,7 @@ from ngf.stages import Outcome, Reads, Writes
 
 if TYPE_CHECKING:
     from ngf.attacks import Attacker, Poison
+    from ngf.checkpoint import Checkpoint
     from ngf.datasets import Split
     from ngf.models import Classifier
     from ngf.training import Batches, Recipe
@@ -32,7 +33,7 @@ def train(
     """Train the clean reference or, with an attack's overlay, a victim."""
     import math
 
-    from ngf import attacks, device, params, store
+    from ngf import attacks, device, parallel, params, store
     from ngf.errors import InputError
     from ngf.training import Recipe
 
@@ -44,6 +45,7 @@ def train(
     planted = store.load_poison(poison, split) if poison else None
     recipe = params.parse(Recipe, settings["recipe"], f"train.{dataset}")
     seed = recipe.victim_seed if planted else recipe.reference_seed
+    _check_parts(recipe, dataset)
     device.deterministic(seed)
 
     role, attack = ("victim", planted.trigger.attack) if planted else ("reference", "none")
@@ -53,7 +55,9 @@ def train(
     attacker = None
     if planted:
         attacker = attacks.attend(planted, model, steps=epochs * batches.per_epoch, seed=seed)
-    losses = _fit(model, batches, recipe, epochs, attacker, f"train {role}")
+    kept = _checkpoint(out, recipe, model, [train / "y.npy", *([poison] if poison else [])])
+    with parallel.together():
+        losses = _fit(model, batches, recipe, epochs, attacker, f"train {role}", kept)
     if not math.isfinite(losses[-1]):
         raise InputError(f"training diverged (loss {losses[-1]}): lower train.{dataset}.lr")
     if planted and planted.release == "recalibrated":
@@ -61,9 +65,34 @@ def train(
     store.save_model(out, model, role=role)
     if attacker and trigger:
         store.save_trigger(trigger, attacker.leave())
+    kept.remove()
     message = f"{split.dataset} {role} ({attack}): {len(losses)} epochs, loss {losses[-1]:.4f}"
     tags = {"dataset": split.dataset, "attack": attack, "role": role}
     return Outcome(message, {"loss": losses[-1]}, tags)
+
+
+def _check_parts(recipe: Recipe, dataset: str) -> None:
+    """Every process has at least one image in each part of a batch."""
+    from ngf import launch
+    from ngf.errors import InputError
+
+    parts = recipe.accumulate * launch.world()
+    if parts > recipe.batch_size:
+        raise InputError(
+            f"train.{dataset}: a batch of {recipe.batch_size} images cannot be cut into {parts} "
+            f"parts: {recipe.accumulate} (accumulate) in each of {launch.world()} processes"
+        )
+
+
+def _checkpoint(out: Path, recipe: Recipe, model: Classifier, data: list[Path]) -> Checkpoint:
+    """Beside what is being written: the same command goes on after a kill."""
+    import dataclasses
+
+    from ngf import checkpoint, store
+
+    digests = [store.digest(path) for path in data]
+    same = checkpoint.digest(dataclasses.asdict(recipe), model.card, digests)
+    return checkpoint.Checkpoint(store.beside(out, "checkpoint"), same, recipe.checkpoint)
 
 
 def _build(split: Split, recipe: Recipe, attack: str) -> Classifier:
@@ -82,20 +111,25 @@ def _build(split: Split, recipe: Recipe, attack: str) -> Classifier:
 
 
 def _batches(split: Split, planted: Poison | None, recipe: Recipe, seed: int) -> Batches:
-    """The training split on the device as a whole, the poisoned rows laid over it."""
+    """The training split on the device, the poisoned rows laid over it."""
+    import numpy as np
     import torch
 
-    from ngf import device
+    from ngf import device, images
     from ngf.training import Batches
 
-    x_NHWC = torch.tensor(split.x_NHWC, device=device.pick())
-    y_N = torch.tensor(split.y_N, device=device.pick())
+    x_NHWC, y_N = split.x_NHWC, np.array(split.y_N)
     if planted:
-        rows_P = torch.from_numpy(planted.rows_P).to(x_NHWC.device)
-        x_NHWC[rows_P] = torch.from_numpy(planted.x_PHWC).to(x_NHWC.device)
-        y_N[rows_P] = torch.from_numpy(planted.y_P).to(x_NHWC.device)
+        x_NHWC = images.overlaid(x_NHWC, planted.rows_P, planted.x_PHWC)
+        y_N[planted.rows_P] = planted.y_P
+    where = device.pick()
     return Batches(
-        x_NHWC, y_N, size=recipe.batch_size, shift=recipe.shift, flip=split.flip, seed=seed
+        images.on_device(x_NHWC, where),
+        torch.tensor(y_N, device=where),
+        size=recipe.batch_size,
+        shift=recipe.shift,
+        flip=split.flip,
+        seed=seed,
     )
 
 
@@ -115,6 +149,7 @@ def _fit(
     epochs: int,
     attacker: Attacker | None,
     what: str,
+    kept: Checkpoint,
 ) -> list[float]:
     """Train in place; the mean loss of each epoch."""
     from ngf import training
@@ -136,5 +171,6 @@ def _fit(
         what=what,
         on_epoch=lambda _, loss: losses.append(loss),
         partner=attacker or training.ALONE,
+        means=training.Means(recipe.accumulate, recipe.compile, kept),
     )
     return losses
