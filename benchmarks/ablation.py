@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.victims import ROOT, VARIANTS
+from benchmarks.victims import NETS, ROOT, VARIANTS
 
 if TYPE_CHECKING:
     from ngf.datasets import Split
@@ -84,13 +84,14 @@ def rows(place: Path, cells: Sequence[Cell], numbers: Mapping[str, Any]) -> Iter
 
     from ngf import device, metrics, params, plugins, store, visibility
     from ngf.defenses import Clean
+    from ngf.images import on_device
 
     dataset, norm, seed, variant = place.parts[-4:]
     where = device.deterministic(0)
     here = place.parent
     test = store.load_split(here / "test")
     trigger = store.load_trigger(place / "trigger")
-    x_NHWC = torch.tensor(test.x_NHWC, device=where)
+    x_NHWC = on_device(test.x_NHWC, where)
     y_N = torch.tensor(test.y_N, device=where)
     known = {
         "victim": store.load_model(place / "victim").to(where),
@@ -103,7 +104,7 @@ def rows(place: Path, cells: Sequence[Cell], numbers: Mapping[str, Any]) -> Iter
         plugin = plugins.load("defenses", cell.defense)
         section = dict(numbers["defenses"][cell.defense])
         if "shift" in section:  # the clean split's views move as the training images did
-            section["shift"] = numbers["train"][dataset]["shift"]
+            section["shift"] = {**numbers["train"][dataset], **NETS[dataset]}["shift"]
         options = params.options(plugin.purify, {**section, **cell.options}, cell.label)
         part = clean_images(here, cell.clean_share)
         images = Clean.of(part, where)
@@ -137,11 +138,11 @@ def clean_images(here: Path, share: float) -> Split:
     from ngf import store
 
     clean = store.load_split(here / "clean")
-    x_NHWC, y_N = np.asarray(clean.x_NHWC), np.asarray(clean.y_N)
+    x_NHWC, y_N = clean.x_NHWC[:], np.asarray(clean.y_N)
     size_K = np.bincount(y_N)
     if share > 1:
         train = store.load_split(here / "train")
-        x_NHWC = np.concatenate([x_NHWC, train.x_NHWC])
+        x_NHWC = np.concatenate([x_NHWC, train.x_NHWC[:]])
         y_N = np.concatenate([y_N, train.y_N])
     kept = [
         np.flatnonzero(y_N == label)[: max(1, round(share * size))]

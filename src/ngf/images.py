@@ -16,7 +16,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import numpy as np
 
@@ -53,15 +53,15 @@ def readers() -> ThreadPoolExecutor:
 
 
 class Encoded:
-    """JPEG images of one size, one after the other in one array of bytes.
+    """JPEG images of one size, one after the other in one file.
 
     Args:
-        stored: uint8 [total], most often mapped from a file. ends_N: int64 [N], where each image
-            ends. size: (H, W).
+        stream: the file, which stays open; not mapped, so that what was read leaves memory again.
+        ends_N: int64 [N], where each image ends. size: (H, W).
     """
 
-    def __init__(self, stored: np.ndarray, ends_N: np.ndarray, size: Sequence[int]) -> None:
-        self.stored, self.ends_N = stored, ends_N
+    def __init__(self, stream: BinaryIO, ends_N: np.ndarray, size: Sequence[int]) -> None:
+        self.stream, self.ends_N = stream, ends_N
         self.shape = (len(ends_N), *size, 3)
 
     def __len__(self) -> int:
@@ -78,15 +78,16 @@ class Encoded:
         list(readers().map(decode, range(len(rows_B))))
         return x_BHWC
 
-    def code(self, row: int) -> np.ndarray:
+    def code(self, row: int) -> bytes:
         """The bytes of one image."""
-        return self.stored[self.ends_N[row - 1] if row else 0 : self.ends_N[row]]
+        start = int(self.ends_N[row - 1]) if row else 0
+        return os.pread(self.stream.fileno(), int(self.ends_N[row]) - start, start)
 
     def _decoded(self, row: int) -> np.ndarray:
         from PIL import Image
 
         try:
-            with Image.open(io.BytesIO(self.code(row).tobytes()), formats=["JPEG"]) as image:
+            with Image.open(io.BytesIO(self.code(row)), formats=["JPEG"]) as image:
                 pixels_HWC = np.asarray(image)
         except Exception as error:  # Pillow's readers have many ways to say: damaged
             raise InputError(f"image {row} of a split is damaged: {error}") from error
@@ -104,17 +105,15 @@ def encode(image: Image) -> bytes:
 
 def encoded(codes: Iterable[bytes], size: Sequence[int]) -> Encoded:
     """Images in a file without a name, which goes with them; in TMPDIR."""
-    ends = []
-    with tempfile.TemporaryFile() as stream:
-        try:
-            for code in codes:
-                stream.write(code)
-                ends.append(stream.tell())
-            stream.flush()
-        except OSError as error:
-            raise no_room(stream.tell(), error) from error
-        stored = np.memmap(stream, np.uint8, "r") if ends else np.zeros(0, np.uint8)
-    return Encoded(stored, np.array(ends, np.int64), size)
+    sizes = []
+    stream = tempfile.TemporaryFile()  # noqa: SIM115  (closed with the last who reads it)
+    try:
+        for code in codes:
+            sizes.append(stream.write(code))
+        stream.flush()
+    except OSError as error:
+        raise no_room(sum(sizes), error) from error
+    return Encoded(stream, np.cumsum(sizes, dtype=np.int64), size)
 
 
 class Overlaid:

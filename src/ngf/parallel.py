@@ -78,7 +78,7 @@ def one_model(model: nn.Module) -> Iterator[nn.Module]:
     for norm in norms:
         norm.forward = functools.partial(_normalised, norm)  # type: ignore[method-assign]
     try:
-        yield nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+        yield nn.parallel.DistributedDataParallel(model)
     finally:
         for norm in norms:
             del norm.forward

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from ngf.trail import Snapshot
 
 READ_SIZE = 1 << 20
-PART = 1 << 28
+PART = 1 << 26
 SPLIT = ("dataset", "classes", "mean", "std", "flip")  # what a split's card says
 MARKS = ("card.json", "rows.npy", "metrics.json")  # one of them lies in every artifact folder
 
@@ -180,7 +181,7 @@ def _save_encoded(folder: Path, x_NHWC: Encoded, rows: np.ndarray) -> None:
     sizes = np.zeros(len(rows), np.int64)
     with (folder / "x.jpegs").open("wb") as stream:
         for place, row in enumerate(rows):
-            sizes[place] = stream.write(x_NHWC.code(row).tobytes())
+            sizes[place] = stream.write(x_NHWC.code(row))
     np.save(folder / "ends.npy", sizes.cumsum())
 
 
@@ -209,13 +210,12 @@ def load_split(folder: Path) -> Split:
 def _encoded(folder: Path) -> Encoded:
     card = _card(folder, "split", ("size",))
     ends_N = _array(folder / "ends.npy")
-    file = folder / "x.jpegs"
-    size = file.stat().st_size
+    stream = (folder / "x.jpegs").open("rb")
+    size = os.fstat(stream.fileno()).st_size
     fits = ends_N.ndim == 1 and ends_N.dtype == np.int64 and (np.diff(ends_N, prepend=0) > 0).all()
     if not fits or (int(ends_N[-1]) if len(ends_N) else 0) != size:
         raise InputError(f"{folder} is damaged: x.jpegs does not end where ends.npy says")
-    stored = np.memmap(file, np.uint8, "r") if size else np.zeros(0, np.uint8)
-    return Encoded(stored, ends_N, card["size"])
+    return Encoded(stream, ends_N, card["size"])
 
 
 def _pixels(folder: Path, x_NHWC: np.ndarray) -> np.ndarray:
