@@ -35,9 +35,9 @@ def noisy(image: np.ndarray, rng: np.random.Generator, deviation: float) -> np.n
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
-    size=st.tuples(st.integers(24, 64), st.integers(24, 64)),
-    quality=st.integers(75, 95),
-    deviation=st.floats(0.5, 4),
+    size=st.tuples(st.integers(32, 64), st.integers(32, 64)),
+    quality=st.integers(85, 95),
+    deviation=st.floats(0.5, 3),
 )
 def test_planted_copies_are_found_and_nothing_else(seed, size, quality, deviation):
     rng = np.random.default_rng(seed)
