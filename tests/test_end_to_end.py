@@ -12,6 +12,7 @@ import psutil
 import pytest
 import yaml
 from conftest import ROOT
+from PIL import Image
 
 from ngf import store
 
@@ -53,16 +54,21 @@ def shrink(content) -> None:
 NARROW = {"depth": 18, "width": 4, "stem_stride": 2}
 
 
-@pytest.fixture(scope="module")
-def clone(tmp_path_factory) -> Path:
-    """A repository with this checkout's files, a tiny grid, and that grid run once."""
-    folder = tmp_path_factory.mktemp("clone")
+def checkout(folder: Path) -> None:
+    """A repository with this checkout's files, and nothing run."""
     listed = run("git", "ls-files", "-co", "--exclude-standard", "-z", cwd=ROOT).stdout
     for name in filter(None, listed.split("\0")):
         if (ROOT / name).is_file() and name != "dvc.lock":
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name)
     run("git", "init", "-q", cwd=folder)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """Such a repository with a tiny grid, and that grid run once."""
+    folder = tmp_path_factory.mktemp("clone")
+    checkout(folder)
     edit(folder / "params.yaml", shrink)
     run("dvc", "repro", cwd=folder)
     return folder
@@ -188,3 +194,36 @@ def find(parent: int, wanted: str, patience_s: float = 30) -> int:
                 return child.pid
         time.sleep(0.05)
     raise AssertionError(f"no process '{wanted}' below {parent}")
+
+
+def test_raw_images_that_dvc_tracks_are_prepared_anew_when_they_change(tmp_path):
+    """`dvc add`, then other images in its place: `dvc repro` sees that by itself."""
+
+    def settings(content):
+        content["grid"]["datasets"] = ["folder"]
+        content["prepare"]["clean_fraction"] = 0.2
+        content["datasets"]["folder"] |= {"root": "data/folder/raw", "image_size": 8}
+
+    checkout(tmp_path)
+    edit(tmp_path / "params.yaml", settings)
+    raw = tmp_path / "data" / "folder" / "raw"
+    for label, name in enumerate(("a", "b")):
+        (raw / name).mkdir(parents=True)
+        for index in range(10):
+            image = Image.new("RGB", (8, 8), (20 * index, 100 * label, 0))
+            image.save(raw / name / f"{index}.png")
+    run("dvc", "add", raw, cwd=tmp_path)
+
+    def prepared() -> tuple[bool, bytes]:
+        said = run("dvc", "repro", "prepare@folder", cwd=tmp_path, NGF_LINEAGE="off").stdout
+        images = (tmp_path / "runs" / "folder" / "train" / "x.npy").read_bytes()
+        return "Running stage 'prepare@folder'" in said, images
+
+    ran, before = prepared()
+    assert ran
+    assert prepared() == (False, before)
+    for index in range(10):
+        Image.new("RGB", (8, 8), (20 * index, 100, 255)).save(raw / "b" / f"{index}.png")
+    ran, after = prepared()
+    assert ran
+    assert after != before

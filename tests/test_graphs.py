@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from conftest import ROOT
 
 from ngf import plugins, stages
 from ngf.stages import Reads, Writes
@@ -135,6 +136,14 @@ def test_the_grid_names_plugins(numbers):
     for room in ("datasets", "attacks", "defenses"):
         assert set(numbers["grid"][room]) <= set(plugins.names(room))
     assert set(numbers["grid"]["promote"]) <= set(numbers["grid"]["defenses"])
+
+
+def test_every_data_set_has_the_folder_that_prepare_watches():
+    """DVC refuses a dependency that is missing, so git keeps a folder where nothing is tracked."""
+    for name in plugins.names("datasets"):
+        kept = ROOT / "data" / name / ".gitignore"
+        assert kept.is_file(), f"data set '{name}' needs {kept}, which holds /raw"
+        assert "/raw" in kept.read_text().split()
 
 
 def test_compilation_is_byte_stable(tmp_path):

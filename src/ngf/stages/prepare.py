@@ -38,7 +38,7 @@ def prepare(
     """Split a data set into train, clean and test: disjoint, stratified, fixed by seed."""
     import numpy as np
 
-    from ngf import params, plugins, store
+    from ngf import duplicates, params, plugins, store
     from ngf.datasets import Split
 
     protocol = params.parse(Protocol, settings["protocol"], "prepare")
@@ -58,9 +58,15 @@ def prepare(
         split = Split(x_NHWC, y_N, dataset, source.classes, mean, std, source.flip)
         store.save_split(path, split, rows)
         counts[name] = len(rows)
+    found = duplicates.find(
+        store.load_split(train).x_NHWC,
+        {name: store.load_split(path).x_NHWC for name, path in (("clean", clean), ("test", test))},
+    )
+    store.write_json(test / "duplicates.json", duplicates.report(found))
     sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
-    message = f"{dataset}: {len(source.classes)} classes; {sizes}"
+    message = f"{dataset}: {len(source.classes)} classes; {sizes}; {duplicates.said(found)}"
     metrics = {f"images_{name}": float(count) for name, count in counts.items()}
+    metrics |= duplicates.counts(found)
     return Outcome(message, metrics, {"dataset": dataset})
 
 
