@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ngf import plugins
-from ngf.attacks import Poison, Trigger, all_to_all, all_to_one, attend, parted
+from ngf import attacks, plugins
+from ngf.attacks import Poison, Trigger, all_to_all, all_to_one, attend, badnets, parted
 from ngf.errors import InputError
 
 N, SIZE, CLASSES = 60, 12, 4
@@ -199,6 +199,18 @@ def test_badnets_stamps_a_checkerboard(corner, rows, columns, numbers):
     assert torch.all(got[:, rows, columns] == board[..., None])
     got[:, rows, columns] = x_NHWC[:, rows, columns]
     assert torch.equal(got, x_NHWC)
+
+
+@pytest.mark.parametrize(("edge", "side"), [(16, 3), (32, 3), (64, 6), (160, 15), (224, 21)])
+def test_a_patch_covers_the_same_share_of_a_larger_image(edge, side, numbers):
+    """And looks the same: the checkerboard's cells grow with it."""
+    x_NHWC = np.zeros((12, edge, edge, 3), np.uint8)
+    options = {**numbers["attacks"]["badnets"], "poison_rate": 0.5}
+    tensors = badnets.plant(x_NHWC, np.arange(12) % 3, 3, **options).trigger.tensors
+    assert tensors["mask"].sum() == side**2
+    patch_SS = tensors["pattern"][-side:, -side:]
+    assert torch.equal(patch_SS[:: side // 3, :: side // 3], 1 - torch.arange(9).view(3, 3) % 2.0)
+    assert attacks.span(4, x_NHWC) == max(4, 4 * edge // 32)
 
 
 def test_badnets_opacity_mixes(numbers):

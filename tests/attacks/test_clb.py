@@ -63,7 +63,7 @@ def test_target_class_is_perturbed_within_eps_and_marked_by_the_trigger(numbers,
 @given(st.integers(1, 6), st.floats(1 / 255, 1))
 @settings(deadline=None, max_examples=40)
 def test_corners_are_checkerboards_and_the_rest_is_untouched(size, amplitude):
-    corners_HW = amplitude * clb._corners(size, SIZE, SIZE)
+    corners_HW = amplitude * clb._corners(size, size, SIZE, SIZE)
     assert torch.equal(corners_HW, corners_HW.flip(0))
     assert torch.equal(corners_HW, corners_HW.flip(1))
     grey_NCHW = torch.full((1, 3, SIZE, SIZE), 0.5)
@@ -72,6 +72,11 @@ def test_corners_are_checkerboards_and_the_rest_is_untouched(size, amplitude):
     board_SS = np.where((row + column) % 2 == 0, amplitude, -amplitude)
     assert got_HW[:size, :size] == pytest.approx(board_SS, abs=1e-6)
     assert np.all(got_HW[~cells(size)] == 0)
+
+
+def test_larger_corners_have_as_many_cells():
+    small_HW, large_HW = clb._corners(3, 3, 8, 8), clb._corners(3, 21, 56, 56)
+    assert torch.equal(large_HW, small_HW.repeat_interleave(7, 0).repeat_interleave(7, 1))
 
 
 def test_full_amplitude_is_opaque_and_less_is_clipped(numbers, known):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ngf.images import Images
     from ngf.models import Classifier
 
+REFERENCE = 32  # pixels across an image of the papers' CIFAR-10, in which lengths are given
 CHUNK = 1 << 16  # values of the images that are triggered at a time, as float32
 
 # What an attacker hands over: the victim as it was trained, or with its batch-norm statistics
@@ -77,6 +78,20 @@ def _parts(x_NHWC: Tensor | np.ndarray) -> Iterator[slice]:
     """Slices of the images that hold about CHUNK values each."""
     size = max(1, CHUNK // math.prod(x_NHWC.shape[1:]))
     return (slice(start, start + size) for start in range(0, len(x_NHWC), size))
+
+
+def span(length: int, x_NHWC: Images) -> int:
+    """A length of the papers' 32x32 images in pixels of these: a patch covers the same share.
+
+    Images of fewer pixels keep the number.
+    """
+    return round(length * max(1.0, min(x_NHWC.shape[1:3]) / REFERENCE))
+
+
+def checkerboard(cells: int, side: int) -> Tensor:
+    """[side, side] with so many cells along an edge: 1 in white ones, the first, and 0 in black."""
+    cell = torch.arange(side) * cells // side
+    return 1.0 - (cell[:, None] + cell) % 2
 
 
 def all_to_one(target: int, n_classes: int) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ngf import models, params
+from ngf.attacks import span
 from ngf.attacks._surrogate import clean_model
 from ngf.device import autocast
 from ngf.errors import InputError
@@ -45,11 +46,13 @@ def patch(
     """The trigger's tensors: "mask" [H, W], one where the patch lies, and "patch" [3, H, W].
 
     Args:
-        size: pixels along an edge. bottom, right: pixels between the patch and these borders.
+        size: pixels along an edge in a 32x32 image; bottom, right: pixels between the patch and
+            these borders. All grow with larger images, see `ngf.attacks.span`.
         units: how many of the head's input units it excites, the most connected ones first.
         steps: gradient steps. surrogate_epochs: for which the attacker trains his clean model.
     """
     height, width = x_NHWC.shape[1:3]
+    size, bottom, right = (span(length, x_NHWC) for length in (size, bottom, right))
     if min(size - 1, bottom, right, height - size - bottom, width - size - right) < 0:
         raise InputError(
             f"a patch of size {size}, {bottom} above the lower and {right} beside the right "

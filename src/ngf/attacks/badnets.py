@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ngf import params
-from ngf.attacks import Poison, Trigger, all_to_one, dirty_label
+from ngf.attacks import Poison, Trigger, all_to_one, checkerboard, dirty_label, span
 from ngf.errors import InputError
 from ngf.images import Images
 
@@ -30,17 +30,18 @@ def plant(
     """Stamp `poison_rate` of the training images and label them `target`.
 
     Args:
-        size: pixels along an edge of the patch. margin: pixels between it and the border.
+        size: pixels along an edge of the patch, and its cells, in a 32x32 image; margin: pixels
+            between it and the border. Both grow with larger images, see `ngf.attacks.span`.
         corner: "top-left", "top-right", "bottom-left" or "bottom-right".
         opacity: in (0, 1], the patch's share in the pixels that it covers.
     """
     params.within("opacity", opacity, 1e-6, 1)
     height, width = x_NHWC.shape[1:3]
-    mask_HW = torch.zeros(height, width)
-    mask_HW[_corner(corner, size, margin, height, width)] = opacity
-    even_HW = (torch.arange(height)[:, None] + torch.arange(width)[None]) % 2 == 0
-    starts_even = bool(even_HW[mask_HW > 0][0])
-    pattern_HW = (even_HW == starts_even).float()
+    side = span(size, x_NHWC)
+    patch = _corner(corner, side, span(margin, x_NHWC), height, width)
+    mask_HW, pattern_HW = torch.zeros(2, height, width)
+    mask_HW[patch] = opacity
+    pattern_HW[patch] = checkerboard(size, side)
     tensors = {"mask": mask_HW, "pattern": pattern_HW}
     trigger = Trigger("badnets", all_to_one(target, n_classes), tensors)
     return dirty_label(x_NHWC, y_N, trigger, rate=poison_rate, seed=seed)

@@ -6,7 +6,6 @@ label is changed, and at test time only the corners are laid over images of the 
 
 What differs from the paper: the perturbation is made against a clean model and not against one that
 was trained adversarially; every corner shows the same full checkerboard, white at the very corner.
-Lengths are pixels: for corners that cover the same share, scale `size` with the image's edge.
 """
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ngf import params
-from ngf.attacks import Poison, Trigger, all_to_one, class_rows
+from ngf.attacks import Poison, Trigger, all_to_one, checkerboard, class_rows, span
 from ngf.attacks._surrogate import clean_model
 from ngf.device import autocast
 from ngf.images import Images
@@ -44,17 +43,19 @@ def plant(
 
     Args:
         eps: grey levels of 255 by which the perturbation may move a pixel. steps: of its making.
-        size: pixels along an edge of each corner's checkerboard.
+        size: pixels along an edge of each corner's checkerboard, and its cells, in a 32x32 image;
+            it grows with larger ones, see `ngf.attacks.span`.
         amplitude: what is added to its white cells and taken from its black ones, in (0, 1] of the
             pixels' range; at 1 the corners are opaque.
         surrogate_epochs: for which the attacker trains his clean model.
     """
     height, width = x_NHWC.shape[1:3]
     params.within("eps", eps, 1, 255)
-    params.within("size", size, 1, min(height, width) // 2)
+    side = span(size, x_NHWC)
+    params.within("size", side, 1, min(height, width) // 2)
     params.within("amplitude", amplitude, 1 / 255, 1)
     params.at_least(1, steps=steps, surrogate_epochs=surrogate_epochs)
-    corners_HW = amplitude * _corners(size, height, width)
+    corners_HW = amplitude * _corners(size, side, height, width)
     trigger = Trigger("clb", all_to_one(target, n_classes), {"corners": corners_HW})
     rows_P = class_rows(y_N, "clb", target=target, rate=poison_rate, seed=seed)
     y_P = torch.from_numpy(np.asarray(y_N, np.int64)[rows_P])
@@ -68,14 +69,13 @@ def apply(x_NCHW: Tensor, y_N: Tensor, tensors: dict[str, Tensor]) -> Tensor:
     return x_NCHW + tensors["corners"]
 
 
-def _corners(size: int, height: int, width: int) -> Tensor:
+def _corners(cells: int, side: int, height: int, width: int) -> Tensor:
     """[H, W]: +1 in white cells, -1 in black ones, 0 elsewhere; its own mirror image, both ways."""
-    cell = torch.arange(size)
-    board_SS = 1.0 - 2.0 * ((cell[:, None] + cell) % 2)
+    board_SS = 2.0 * checkerboard(cells, side) - 1
     corners_HW = torch.zeros(height, width)
-    corners_HW[:size, :size] = board_SS
-    corners_HW[:size, -size:] = board_SS.flip(1)
-    corners_HW[-size:] = corners_HW[:size].flip(0)
+    corners_HW[:side, :side] = board_SS
+    corners_HW[:side, -side:] = board_SS.flip(1)
+    corners_HW[-side:] = corners_HW[:side].flip(0)
     return corners_HW
 
 
