@@ -54,7 +54,7 @@ kfp-local: install  ## run one pair through Kubeflow's local runner
 
 lock:  ## resolve the dependencies anew into requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/pip install --quiet -e '.[pipeline,dev]' 'torch==2.13.0' 'torchvision==0.28.0'
+	build/lock/bin/pip install --quiet -e '.[pipeline,timm,dev]' 'torch==2.13.0' 'torchvision==0.28.0'
 	build/lock/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
 	rm -rf build/lock
 

@@ -63,9 +63,11 @@ def _mirror(index: Tensor, size: int) -> Tensor:
 class Recipe:
     """How a data set's networks are trained: one section `train.<dataset>` of params.yaml.
 
-    arch, model: the model plug-in and its options. shift: pixels of random translation.
-    lr: the peak of the one-cycle schedule. The seeds differ, so that a benign victim is not
-    the reference. accumulate, compile: see `Means`; checkpoint: epochs between two, 0 for none.
+    arch, model: the model plug-in and its options. start: the weights to begin with, published
+    ones by name or a file (`ngf.foreign.start`); null: random ones. shift: pixels of random
+    translation. lr: the peak of the one-cycle schedule. The seeds differ, so that a benign victim
+    is not the reference. accumulate, compile: see `Means`; checkpoint: epochs between two, 0 for
+    none.
     """
 
     arch: str
@@ -81,6 +83,7 @@ class Recipe:
     accumulate: int = 1
     checkpoint: int = 1
     compile: bool = False
+    start: str | None = None
 
     def __post_init__(self) -> None:
         params.at_least(1, epochs=self.epochs, accumulate=self.accumulate)

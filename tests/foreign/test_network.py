@@ -78,7 +78,6 @@ def test_a_torchvision_name_with_either_stem(tmp_path, small):
 
 
 def test_a_timm_name():
-    pytest.importorskip("timm", reason="timm is not installed", exc_type=ImportError)
     net = named.build(CLASSES, name="test_resnet")
     _, card = assemble("test_resnet", net.state_dict(), CLASSES, None)
     assert card["head"] == "fc"
@@ -145,14 +144,14 @@ def test_a_network_may_keep_all_in_a_part_called_model(factory):
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (nn.Conv2d(1, 2, 3), r"does not take images \[N, 3, 8, 8\]: .*; --size says"),
+        (nn.Conv2d(1, 2, 3), r"does not take images \[N, 3, 8, 8\]: .*; try more$"),
         (nn.Conv2d(3, 2, 3), r"gives \[2, 2, 6, 6\] for two images, not logits \[2, 3\]"),
         (nn.LSTM(8, 3), "does not take images"),
     ],
 )
 def test_a_network_that_gives_no_logits_is_said(model, said):
     with pytest.raises(InputError, match=said):
-        network.check_answers(model, (8, 8), CLASSES)
+        network.check_answers(model, (8, 8), CLASSES, remedy="try more")
 
 
 def test_weights_that_are_not_finite_are_said():

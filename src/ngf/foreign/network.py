@@ -111,8 +111,10 @@ def load(net: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     net.load_state_dict(dict(tensors), strict=False)
 
 
-def check_answers(model: nn.Module, size_HW: tuple[int, ...], n_classes: int) -> None:
-    """`InputError` unless two images of this size give two rows of logits."""
+def check_answers(
+    model: nn.Module, size_HW: tuple[int, ...], n_classes: int, *, remedy: str
+) -> None:
+    """`InputError`, which ends in the remedy, unless two images give two rows of logits."""
     import torch
 
     try:
@@ -121,8 +123,7 @@ def check_answers(model: nn.Module, size_HW: tuple[int, ...], n_classes: int) ->
     except Exception as error:  # networks say in their own ways that an image does not fit
         said = " ".join(str(error).split())[:200]
         raise InputError(
-            f"the network does not take images [N, 3, {size_HW[0]}, {size_HW[1]}]: {said}; --size "
-            "says what images are resized to"
+            f"the network does not take images [N, 3, {size_HW[0]}, {size_HW[1]}]: {said}; {remedy}"
         ) from error
     shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != [2, n_classes]:

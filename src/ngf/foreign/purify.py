@@ -178,7 +178,8 @@ def _victim(
 
     build = by_name if given.arch else by_card
     model, named = build()
-    network.check_answers(model, size_HW, n_classes)
+    remedy = "--size says what images are resized to"
+    network.check_answers(model, size_HW, n_classes, remedy=remedy)
     return lambda: build()[0], named
 
 

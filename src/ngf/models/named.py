@@ -1,7 +1,7 @@
 """Any network that torchvision or timm builds by name: `resnet50`, `vgg19_bn`, `convnext_tiny`.
 
-No published weights are fetched. timm is asked where it is installed and torchvision does not know
-the name.
+Their weights are random; `ngf.foreign.start` brings published ones. timm is asked where it is
+installed and torchvision does not know the name.
 """
 
 import difflib
@@ -20,9 +20,7 @@ def build(n_classes: int, *, name: str, small_stem: bool = False) -> nn.Module:
     """The network `name` for `n_classes`.
 
     Args:
-        small_stem: for images of 32 or 64 pixels: the first convolution of a ResNet is 3x3 and
-            keeps the size, and no pooling follows; that of another network keeps its kernel and
-            loses its stride.
+        small_stem: for images of 32 or 64 pixels; see `shrink_stem`.
     """
     vision = load_torchvision().models
     known = vision.list_models(module=vision)  # classifiers: detectors fetch backbones
@@ -38,15 +36,31 @@ def build(n_classes: int, *, name: str, small_stem: bool = False) -> nn.Module:
 
 
 def shrink_stem(net: nn.Module) -> None:
-    """Change the first convolution in place, so that a small image is not reduced at once."""
+    """Change a network in place, so that a small image is not reduced at once.
+
+    The first convolution of a ResNet becomes 3x3 and keeps the size, and no pooling follows.
+    MobileNetV2 loses its first two strides, as is usual for CIFAR. VGG keeps its convolutions, and
+    its classifier takes their mean in place of a 7x7 map, which would be one pixel 49 times over.
+    Another network's first convolution keeps its kernel and loses its stride.
+    """
+    vision = load_torchvision().models
     stem = getattr(net, "conv1", None)
     if hasattr(net, "maxpool") and isinstance(stem, nn.Conv2d):
         net.conv1 = nn.Conv2d(3, stem.out_channels, 3, padding=1, bias=stem.bias is not None)
         net.maxpool = nn.Identity()
-        return
-    first = next((m for m in net.modules() if isinstance(m, nn.Conv2d)), None)
-    if first is not None and first.kernel_size[0] <= 3:  # a larger one cuts patches
-        first.stride = (1, 1)
+    elif isinstance(net, vision.VGG):
+        net.avgpool = nn.AdaptiveAvgPool2d(1)
+        net.classifier[0] = nn.Linear(512, net.classifier[0].out_features)
+        nn.init.normal_(net.classifier[0].weight, 0, 0.01)  # as torchvision has it
+        nn.init.zeros_(net.classifier[0].bias)
+    else:
+        convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+        if isinstance(net, vision.MobileNetV2):
+            changed = [m for m in convolutions if m.stride == (2, 2)][:2]
+        else:  # one with a larger kernel cuts patches
+            changed = [m for m in convolutions[:1] if m.kernel_size[0] <= 3]
+        for convolution in changed:
+            convolution.stride = (1, 1)
 
 
 def _from_timm(name: str, n_classes: int, others: list[str]) -> nn.Module:

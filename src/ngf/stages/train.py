@@ -35,6 +35,7 @@ def train(
 
     from ngf import attacks, device, parallel, params, store
     from ngf.errors import InputError
+    from ngf.foreign import start
     from ngf.training import Recipe
 
     if (poison is None) != (trigger is None):
@@ -67,6 +68,7 @@ def train(
         store.save_trigger(trigger, attacker.leave())
     kept.remove()
     message = f"{split.dataset} {role} ({attack}): {len(losses)} epochs, loss {losses[-1]:.4f}"
+    message += start.told(model.card)
     tags = {"dataset": split.dataset, "attack": attack, "role": role}
     return Outcome(message, {"loss": losses[-1]}, tags)
 
@@ -97,6 +99,8 @@ def _checkpoint(out: Path, recipe: Recipe, model: Classifier, data: list[Path]) 
 
 def _build(split: Split, recipe: Recipe, attack: str) -> Classifier:
     from ngf import device, models
+    from ngf.errors import InputError
+    from ngf.foreign import network, start
 
     card = {
         "arch": recipe.arch,
@@ -107,7 +111,16 @@ def _build(split: Split, recipe: Recipe, attack: str) -> Classifier:
         "attack": attack,
     }
     where = f"train.{split.dataset}.model"
-    return models.build(card, split.mean, split.std, where=where).to(device.pick())
+    model = models.build(card, split.mean, split.std, where=where)
+    if getattr(model.net, "aux_logits", False):
+        raise InputError(
+            f"{where}: it gives auxiliary logits in training, which nothing here takes"
+        )
+    if recipe.start:
+        model = start.begin(model, recipe.start, f"train.{split.dataset}.start")
+    size_HW, remedy = split.x_NHWC.shape[1:3], f"{where} names the network"
+    network.check_answers(model.eval(), size_HW, len(split.classes), remedy=remedy)
+    return model.train().to(device.pick())
 
 
 def _batches(split: Split, planted: Poison | None, recipe: Recipe, seed: int) -> Batches:
