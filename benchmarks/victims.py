@@ -41,6 +41,8 @@ NETS = {  # what `train.<dataset>` becomes; the numbers beside it are params.yam
         "batch_size": 64,
         "shift": 20,
         "lr": 0.1,
+        "weight_decay": 0.0005,
+        "start": None,
     },
 }
 # Of these two the real images at hand are a part: 50 classes; 10 classes of 100 images.

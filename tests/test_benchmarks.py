@@ -96,7 +96,7 @@ def test_settings_change_seeds_and_the_network_alone(dataset, norm, numbers):
         network["prepare", "clean_fraction"] = victims.CLEAN[dataset]
     seeds = {("prepare", "seed"), ("train", dataset, "victim_seed")}
     seeds |= {("attacks", name, "seed") for name, o in numbers["attacks"].items() if "seed" in o}
-    gone = {path for path, value in changed.items() if value is None}
+    gone = changed.keys() - flat(found).keys()
     assert changed.keys() - gone <= network.keys() | seeds
     assert all(path[:3] == ("train", dataset, "model") for path in gone)
     assert all(changed[path] == 17 for path in seeds)
