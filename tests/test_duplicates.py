@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ngf import duplicates
+from ngf.images import encode
+from ngf.images import encoded as encoded_split
 
 
 def pictures(rng: np.random.Generator, n: int, size: tuple[int, int]) -> np.ndarray:
@@ -80,7 +82,7 @@ def test_flat_images_are_found_by_their_pixels_alone():
 
 
 class Stored:
-    """Images that are had by rows alone; remembers how many were asked for at once."""
+    """Images that remember how many of them were asked for at once."""
 
     def __init__(self, x_NHWC: np.ndarray) -> None:
         self._x_NHWC, self.shape, self.most = x_NHWC, x_NHWC.shape, 0
@@ -88,9 +90,10 @@ class Stored:
     def __len__(self) -> int:
         return len(self._x_NHWC)
 
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        self.most = max(self.most, len(rows))
-        return self._x_NHWC[rows]
+    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
+        found = self._x_NHWC[rows]
+        self.most = max(self.most, len(found))
+        return found
 
 
 def test_images_are_read_in_blocks_with_the_same_result(monkeypatch):
@@ -109,6 +112,19 @@ def test_images_are_read_in_blocks_with_the_same_result(monkeypatch):
         **{row: row + 150 for row in range(50)},
         80: 60,
     }
+
+
+def test_encoded_images_are_searched_too():
+    rng = np.random.default_rng(2)
+    train, test = pictures(rng, 30, (80, 80)), pictures(rng, 5, (80, 80))
+    train[7], train[9] = test[3], noisy(test[1], rng, 2)
+    stored = [
+        encoded_split([encode(Image.fromarray(image)) for image in x_NHWC], (80, 80))
+        for x_NHWC in (train, test)
+    ]
+    found = duplicates.find(stored[0], {"test": stored[1]})["test"]
+    assert [(pair.row, pair.train_row) for pair in found] == [(1, 9), (3, 7)]
+    assert found[0].difference > found[1].difference == 0
 
 
 def test_a_report_is_short_and_begins_with_the_closest():

@@ -152,7 +152,7 @@ def _blocks(x_NHWC: Images, what: str) -> Iterator[tuple[int, np.ndarray]]:
     """The images in order, and the row of each block's first one."""
     size = max(1, min(BLOCK, ROOM // max(1, math.prod(x_NHWC.shape[1:]))))
     for start in track(range(0, len(x_NHWC), size), what, -(-len(x_NHWC) // size)):
-        yield start, x_NHWC[np.arange(start, min(start + size, len(x_NHWC)))]
+        yield start, x_NHWC[start : start + size]
 
 
 def _digests(x_BHWC: np.ndarray) -> list[bytes]:
