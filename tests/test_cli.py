@@ -125,7 +125,7 @@ BAD = {
     "missing model": (
         (*PURIFY, "--defense", "none"),
         lambda w: store.remove(w / "victim"),
-        "purify: no model at victim",
+        "no model at victim: give a file",
     ),
     "truncated weights": (
         (*PURIFY, "--defense", "none"),

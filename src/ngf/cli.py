@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import json
 import math
@@ -90,8 +91,8 @@ def _purify(
     report: Annotated[
         Path | None,
         typer.Option(
-            help="JSON: seconds, parameters tuned, steps; by default OUT.json, of your own model "
-            "OUT/report.json"
+            help="JSON: seconds, parameters tuned, steps; by default OUT.json; of your own model "
+            "OUT/report.json, and here too"
         ),
     ] = None,
     arch: Annotated[
@@ -117,12 +118,18 @@ def _purify(
         float | None,
         typer.Option(help="share of the images that only check ACC; 0.2 for a folder of images"),
     ] = None,
+    register: Annotated[
+        str | None,
+        typer.Option(help="of your own model: a new version of this name in the MLflow registry"),
+    ] = None,
     params_file: Params = Path("params.yaml"),
     as_json: AsJson = False,
 ) -> None:
     """Purify a model: a victim of this project, or your own with --arch."""
-    folder_of_images = clean.is_dir() and not (clean / "card.json").exists()
-    own = folder_of_images or any((arch, head, mean, std, classes, size, flip))
+    of_this_project = (Path(model) / "weights.safetensors").exists() and (
+        clean / "card.json"
+    ).exists()
+    own = not of_this_project or any((arch, head, mean, std, classes, size, flip))
     names = {"model": model, "clean": clean, "defense": defense, "out": out}
     settings = _settings("purify", params_file, names)
     if holdout is None and own:
@@ -130,11 +137,17 @@ def _purify(
     if holdout is not None:
         settings["protocol"] = {**settings["protocol"], "holdout": holdout}
     if not own:
+        if register is not None:
+            raise InputError(
+                f"--register {register} has no place here: model and images are of this project, "
+                "and `ngf promote` registers its models by what `ngf evaluate` found"
+            )
         place = report or out.with_name(f"{out.name}.json")
         arguments = {**names, "model": Path(model), "report": place}
         _print(stages.run("purify", settings=settings, **arguments), as_json)
         return
     from ngf.foreign import purify as foreign
+    from ngf.foreign import register as registering
 
     given = foreign.Given(
         model=model,
@@ -147,7 +160,10 @@ def _purify(
         size=size,
         flip=flip,
     )
-    outcome = foreign.purify(
+    run = (
+        foreign.purify if register is None else functools.partial(registering.purify, name=register)
+    )
+    outcome = run(
         given,
         defense=defense,
         options=settings["options"],
@@ -220,7 +236,7 @@ def version() -> None:
 @contextlib.contextmanager
 def one_line_for_bad_input() -> Iterator[None]:
     """Bad input is one line on standard error and exit code 2; a lost registry is exit code 1."""
-    from ngf.lineage import LineageError
+    from ngf.lineage import LineageError, address
 
     try:
         yield
@@ -228,7 +244,7 @@ def one_line_for_bad_input() -> Iterator[None]:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
     except LineageError as error:
-        print(f"error: MLflow: {error}", file=sys.stderr)
+        print(f"error: MLflow at {address()}: {error}", file=sys.stderr)
         sys.exit(1)
 
 

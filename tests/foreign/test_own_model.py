@@ -1,12 +1,11 @@
 """A stranger's model and a folder of images, from the command line."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import CLASSES, ROOT, SIZE, colour_split
+from _place import OWN, furnish, ngf, purify
+from conftest import CLASSES, SIZE, colour_split
 from PIL import Image
 from torch import nn
 
@@ -15,44 +14,12 @@ from ngf.errors import InputError
 from ngf.foreign.purify import _sharpness, drift, movement
 from ngf.models import Classifier, named
 
-FACTORY = """
-from torch import nn
-def net(n_classes, norm=nn.BatchNorm2d):
-    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), norm(8), nn.ReLU(),
-                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, n_classes))
-def plain(n_classes): return net(n_classes, lambda width: nn.GroupNorm(2, width))
-"""
-OWN = ("--mean", "0.3,0.3,0.3", "--std", "0.2,0.2,0.2")
-
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """params.yaml, their code, their weights and a folder of 16x16 images."""
-    (tmp_path / "params.yaml").write_text((ROOT / "params.yaml").read_text())
-    (tmp_path / "theirs.py").write_text(FACTORY)
-    scope: dict = {}
-    exec(FACTORY, scope)
-    torch.manual_seed(0)
-    for name in ("net", "plain"):
-        torch.save({"state_dict": scope[name](CLASSES).state_dict()}, tmp_path / f"{name}.pt")
-    split = colour_split(60, seed=3)
-    for row, (image, label) in enumerate(zip(split.x_NHWC, split.y_N, strict=True)):
-        folder = tmp_path / "images" / split.classes[label]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(folder / f"{row}.png")
+    furnish(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def ngf(*words) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from ngf.cli import main; main()", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def purify(*words, model="net.pt", arch="theirs:net", out="out"):
-    return ngf(
-        "purify", "--model", model, "--arch", arch, "--clean", "images", "--out", out, *words
-    )
 
 
 @pytest.mark.parametrize("name", ["net", "plain"])

@@ -14,17 +14,6 @@ from ngf import stages, store
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="session")
-def database(tmp_path_factory):
-    """A migrated SQLite database, which takes MLflow ten seconds to make."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    uri = f"sqlite:///{folder}/mlflow.db"
-    subprocess.run(
-        [sys.executable, "-m", "mlflow", "db", "upgrade", uri], check=True, capture_output=True
-    )
-    return uri
-
-
 @pytest.fixture
 def tracked(tmp_path, monkeypatch, database):
     monkeypatch.setenv("NGF_LINEAGE", "on")

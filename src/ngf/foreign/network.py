@@ -68,6 +68,9 @@ def _made(arch: str, n_classes: int) -> nn.Module:
     """What the user's factory returns; its module is looked for in the working directory too."""
     from torch import nn
 
+    from ngf.vision import load_torchvision
+
+    load_torchvision()  # their code imports it as likely as not, and here is known how
     module, _, name = arch.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MEASURED = 128  # held-out images whose loss is looked at for its curvature
 AT_ONCE = 2**20  # and their pixels, at most
 ODD = 0.05  # batch norm's mean evidence above it is a warning sign
+REPORT = "report.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +60,8 @@ def purify(
 
     Args:
         options: the defense's section. protocol: section `purify`; see `ngf.purification`.
-        report: JSON with all measures; None: report.json in `out`. say: is told what was taken to
-            be the case.
+        report: JSON with all measures, beside the one in `out`. say: is told what was taken to be
+            the case.
     """
     from ngf import store
     from ngf.foreign import weights
@@ -84,7 +85,8 @@ def purify(
         folder.mkdir()
         file = checkpoint.write(folder, done.model.net.state_dict())
         store.write_json(folder / "card.json", {**done.model.card, "defense": defense})
-        store.write_json(partial.get("report", folder / "report.json"), numbers)
+        for place in filter(None, (folder / REPORT, partial.get("report"))):
+            store.write_json(place, numbers)
     return Outcome(_summary(out / file.name, numbers, done), numbers, {"defense": defense})
 
 
@@ -196,12 +198,14 @@ def _echo(given: Given, model: Classifier, split: Split, checkpoint: Checkpoint)
     """What was taken to be the case, for a person to check."""
     card = model.card
     names = ", ".join(split.classes[:4]) + (", …" if len(split.classes) > 4 else "")
-    options = {k: v for k, v in card["options"].items() if k != "name" and v}
+    name = given.arch or card["options"].get("name") or card["arch"]
+    options = {k: v for k, v in card["options"].items() if v and v != name}
+    said = ", ".join(f"{k} {v}" for k, v in options.items())
     head = card.get("head") or "the last linear layer"
     size = "x".join(map(str, split.x_NHWC.shape[1:3]))
     left = [f"left out of the result: {', '.join(checkpoint.left)}"] if checkpoint.left else []
     return [
-        f"network: {given.arch or card['arch']} {options or ''}; head: {head}",
+        f"network: {name}{said and f' ({said})'}; head: {head}",
         f"images: {len(split.y_N)} of {size}; {len(split.classes)} classes in this order: {names}",
         f"normalisation: mean {card['mean']}, std {card['std']}",
         *left,
@@ -232,11 +236,18 @@ def measures(victim: Classifier, done: Purification) -> dict[str, Any]:
 
 
 def _sharpness(model: Classifier, x_NCHW: torch.Tensor, y_N: torch.Tensor) -> float | None:
-    """None where an operation of the network has no second derivative, which may read as 0."""
+    """None where an operation of the network has no second derivative, which may read as 0.
+
+    Leaves the model's weights in torch's plain layout. Channels last, torch 2.13 writes beyond its
+    memory on a CPU where it takes the weight gradient of a 1x1 convolution with a stride and few
+    inputs, and the process dies.
+    """
     from ngf.curvature import sharpness
 
+    plain: Any = model  # torch's stubs know no memory format alone
+    plain.to(memory_format=torch.contiguous_format)
     try:
-        return sharpness(model, x_NCHW, y_N) or None
+        return sharpness(model, x_NCHW.contiguous(), y_N) or None
     except (RuntimeError, NotImplementedError):
         return None
 

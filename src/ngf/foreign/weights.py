@@ -76,18 +76,27 @@ class Checkpoint:
         return file
 
 
-def read(where: str) -> Checkpoint:
-    """The checkpoint at a path or an MLflow URI.
+def locate(where: str) -> Path:
+    """The file of weights at a path or an MLflow URI, downloaded.
 
     Raises:
-        InputError: nothing there, several files, a file that needs code to be read, or no weights.
+        InputError: nothing there, or several files. LineageError: MLflow has no such thing.
     """
     place = registry.fetch(where) if where.startswith(URIS) else Path(where)
     if not place.exists():
         raise InputError(
             f"no model at {where}: give a file, a folder with one, or {', '.join(URIS)}"
         )
-    file = _only_file(place) if place.is_dir() else place
+    return _only_file(place) if place.is_dir() else place
+
+
+def read(where: str) -> Checkpoint:
+    """The checkpoint at a path or an MLflow URI.
+
+    Raises:
+        InputError: as `locate`; a file that needs code to be read, or no weights.
+    """
+    file = locate(where)
     card = _card(file)
     if file.suffix == ".safetensors":
         tensors = _checked(file, store.load_tensors(file))

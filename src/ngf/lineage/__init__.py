@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import selectors
 import subprocess
 import sys
@@ -113,14 +114,15 @@ class Record:
         try:
             if not self._sent:  # the stage failed before there was anything to record
                 return
+            if self._opened and "error" in self._opened:  # who asked for the run has been told
+                return
             self.run_id()
             self._say({**self._closing, "time_ms": now_ms()})
             answer = self._hear()
             if "error" in answer:
                 raise LineageError(answer["error"])
         except LineageError as error:
-            uri = os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)
-            print(f"warning: this run is not in MLflow ({uri}): {error}", file=sys.stderr)
+            print(f"warning: this run is not in MLflow ({address()}): {error}", file=sys.stderr)
         finally:
             self._recorder.kill()
             self._recorder.communicate()
@@ -171,6 +173,16 @@ def current_run_id() -> str:
     if _current is None:
         raise LineageError("nothing is recorded here (NGF_LINEAGE=off)")
     return _current.run_id()
+
+
+def address() -> str:
+    """Where MLflow is looked for."""
+    return without_passwords(os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI))
+
+
+def without_passwords(text: str) -> str:
+    """Addresses in the text may hold a user's name and password before the host."""
+    return re.sub("//[^/@ ]*@", "//", text)
 
 
 def now_ms() -> int:

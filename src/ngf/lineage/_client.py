@@ -4,7 +4,7 @@ import logging
 import os
 import warnings
 
-from ngf.lineage import DEFAULT_URI
+from ngf.lineage import DEFAULT_URI, without_passwords
 
 _DEFAULTS = {
     "MLFLOW_TRACKING_URI": DEFAULT_URI,
@@ -27,6 +27,7 @@ def prepare_environment() -> None:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an exception, its kind before it."""
-    lines = str(error).strip().splitlines()
+    """The first line of an exception, its kind before it, without what lies below a lost server."""
+    said = without_passwords(str(error).strip().partition(" (Caused by ")[0])
+    lines = said.splitlines()
     return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

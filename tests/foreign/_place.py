@@ -1,0 +1,44 @@
+"""A folder as a stranger has one: params.yaml, their code, their weights, 16x16 images."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from conftest import CLASSES, ROOT, colour_split
+from PIL import Image
+
+FACTORY = """
+from torch import nn
+def net(n_classes, norm=nn.BatchNorm2d):
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2), norm(8), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, n_classes))
+def plain(n_classes): return net(n_classes, lambda width: nn.GroupNorm(2, width))
+"""
+OWN = ("--mean", "0.3,0.3,0.3", "--std", "0.2,0.2,0.2")
+
+
+def furnish(folder: Path) -> None:
+    (folder / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    (folder / "theirs.py").write_text(FACTORY)
+    scope: dict = {}
+    exec(FACTORY, scope)
+    torch.manual_seed(0)
+    for name in ("net", "plain"):
+        torch.save({"state_dict": scope[name](CLASSES).state_dict()}, folder / f"{name}.pt")
+    split = colour_split(60, seed=3)
+    for row, (image, label) in enumerate(zip(split.x_NHWC, split.y_N, strict=True)):
+        place = folder / "images" / split.classes[label]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{row}.png")
+
+
+def ngf(*words) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-c", "from ngf.cli import main; main()", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def purify(*words, model="net.pt", arch="theirs:net", out="out"):
+    return ngf(
+        "purify", "--model", model, "--arch", arch, "--clean", "images", "--out", out, *words
+    )
