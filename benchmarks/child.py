@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -16,16 +17,21 @@ if TYPE_CHECKING:
 Found = TypeVar("Found")
 
 
-def peak_resident() -> int:
+def peak_resident(*, anew: bool = False) -> int:
     """Bytes: the largest resident set of this process so far.
 
-    The kernel keeps it, so nothing that was there for a moment is missed; a forked child starts
-    with what it holds at the fork. The difference of two calls in a child is what the code between
-    them added to the peak.
+    The kernel keeps it, so nothing that was there for a moment is missed.
+
+    Args:
+        anew: forget what was there before, so that the next call's difference to this one is what
+            the code between them took. Linux can; elsewhere the peak since the fork stays.
     """
     import resource
     import sys
 
+    forget = Path("/proc/self/clear_refs")
+    if anew and forget.exists():
+        forget.write_text("5")
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

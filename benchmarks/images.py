@@ -193,7 +193,7 @@ def grow(raw: Path, images: int) -> None:
 def prepared(folder: Path) -> tuple[float, int]:
     from ngf import stages
 
-    before, started = child.peak_resident(), time.perf_counter()
+    before, started = child.peak_resident(anew=True), time.perf_counter()
     stages.run(
         "prepare",
         settings={

@@ -57,7 +57,7 @@ def planted(name: str, numbers: dict[str, Any]) -> tuple[Poison, float, float, f
         rewriting += time.perf_counter() - started
         return result
 
-    before = child.peak_resident()
+    before = child.peak_resident(anew=True)
     with mock.patch.object(attacks.Trigger, "apply", timed):
         started = time.perf_counter()
         poison = plugin.plant(x_NHWC, y_N, CLASSES, **options)

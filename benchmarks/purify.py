@@ -57,7 +57,7 @@ def measure(row: str, victim: Path, clean: Path, defenses: dict[str, Any]) -> Ru
     from ngf import device, store
     from ngf.defenses import Clean
 
-    inherited = child.peak_resident()
+    inherited = child.peak_resident(anew=True)
     where = device.deterministic(0)
     model, split = store.load_model(victim).to(where), store.load_split(clean)
     images = Clean.of(split, where)
