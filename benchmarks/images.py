@@ -56,8 +56,9 @@ class OneByOne(torch.utils.data.Dataset):
     """As torchvision's CIFAR10: rows of an array, each made a PIL image and transformed."""
 
     def __init__(self, x_NHWC: np.ndarray, y_N: np.ndarray) -> None:
-        from torchvision import transforms
+        from ngf.vision import load_torchvision
 
+        transforms = load_torchvision().transforms
         self.x_NHWC, self.y_N = x_NHWC, y_N
         self.transform = transforms.Compose(
             [
