@@ -215,7 +215,7 @@ BAD = {
     "output over a stranger's folder": (
         (*PURIFY[:-3], "mine", "--report", "r.json", "--defense", "none"),
         lambda w: ((w / "mine").mkdir(), (w / "mine" / "thesis.txt").write_text("x")),
-        "--out mine is a folder that no stage wrote",
+        "--out mine is a folder of something else; name a new one",
     ),
     "output inside another": (
         ("prepare", "--dataset", "signs", "--train", "a", "--clean", "a/b", "--test", "c"),

@@ -188,8 +188,14 @@ def _numbers(name: str, text: str | None) -> list[float] | None:
         found = [float(word) for word in text.split(",")]
     except ValueError:
         found = []
-    if len(found) != 3 or not all(map(math.isfinite, found)) or (name == "std" and min(found) <= 0):
+    if len(found) != 3 or not all(map(math.isfinite, found)):
         raise InputError(f"--{name} must be three numbers with commas between, got '{text}'")
+    if max(found) > 1 or min(found) < 0 or (name == "std" and min(found) == 0):
+        low = "above 0" if name == "std" else "0 or more"
+        raise InputError(
+            f"--{name} is for pixels in [0, 1]: three numbers {low} and up to 1, got '{text}'; "
+            "those for pixels up to 255 are to be divided by 255"
+        )
     return found
 
 

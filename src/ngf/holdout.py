@@ -19,6 +19,7 @@ from ngf.models import Classifier
 if TYPE_CHECKING:
     from ngf.datasets import Split
 
+OPTION = "purify.holdout (--holdout)"
 ROUNDING = 1e-9  # a drop of exactly the limit is within it, whatever floats make of it
 
 
@@ -32,13 +33,13 @@ def divide(clean: Split, share: float, seed: int) -> tuple[Split, Split]:
     if counts.min() < 2:
         single = clean.classes[counts.argmin()]
         raise InputError(
-            f"purify.holdout: the clean split has one image of class '{single}', so a holdout "
-            "leaves none; give it more, or set holdout to 0"
+            f"{OPTION}: class '{single}' has {counts.min()} clean image, and one is kept to check "
+            "ACC; give it more, or set holdout to 0"
         )
     try:
         held_M = split.stratified(clean.y_N, share, clean.classes, seed)
     except InputError as error:
-        raise InputError(f"purify.holdout: {error}") from error
+        raise InputError(f"{OPTION}: {error}") from error
     kept_K = np.setdiff1d(np.arange(len(clean.y_N)), held_M)
     return _rows(clean, kept_K), _rows(clean, held_M)
 

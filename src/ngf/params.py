@@ -21,7 +21,10 @@ def read(file: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(file.read_text())
     except OSError as error:
-        raise InputError(f"cannot read parameters from {file}: {error.strerror}") from error
+        raise InputError(
+            f"cannot read parameters from {file}: {error.strerror}; --params names the project's "
+            "params.yaml"
+        ) from error
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
         raise InputError(f"{file} is not valid YAML: {problem}") from error

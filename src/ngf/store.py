@@ -82,7 +82,9 @@ def _check_targets(targets: Mapping[str, Path]) -> None:
                 raise InputError(f"--{name} {targets[name]} lies in --{other} {targets[other]}")
         stranger = path.is_dir() and any(path.iterdir())
         if stranger and not any((path / f).exists() for f in MARKS):
-            raise InputError(f"--{name} {targets[name]} is a folder that no stage wrote")
+            raise InputError(
+                f"--{name} {targets[name]} is a folder of something else; name a new one"
+            )
 
 
 def remove(path: Path) -> None:

@@ -18,6 +18,9 @@ from torch import nn
 def tiny(num_classes):
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
                          nn.Linear(4, 5), nn.Linear(5, num_classes), nn.Linear(num_classes, 7))
+def theirs(num_classes):
+    import torchvision
+    return torchvision.models.shufflenet_v2_x0_5(num_classes=num_classes)
 def broken(): raise KeyError("mine")
 def nothing(): return 3
 def frozen(num_classes):
@@ -79,8 +82,9 @@ def test_a_torchvision_name_with_either_stem(tmp_path, small):
 
 def test_a_timm_name():
     net = named.build(CLASSES, name="test_resnet")
-    _, card = assemble("test_resnet", net.state_dict(), CLASSES, None)
-    assert card["head"] == "fc"
+    for name in ("test_resnet", "test_resnet.r160_in1k"):  # a tag says which weights it had
+        _, card = assemble(name, net.state_dict(), CLASSES, None)
+        assert card["head"] == "fc"
 
 
 def test_a_factory_and_a_head_by_name(factory):
@@ -99,8 +103,15 @@ def test_a_factory_and_a_head_by_name(factory):
         ("theirs:nothing", None, "--arch theirs:nothing gives a int, not a torch.nn.Module"),
         ("theirs:missing", None, "--arch theirs:missing: AttributeError"),
         ("not_there:tiny", None, "--arch not_there:tiny: ModuleNotFoundError"),
-        ("resnet81", None, "resnet18"),
-        ("resnet18", None, "the weights are not those of resnet18 with 3 classes: 102 are missing"),
+        ("resnet81", None, "there is resnet18, .*; code of yours is package.module:factory"),
+        ("vit", None, "there is vit_"),
+        (
+            "resnet18",
+            None,
+            "the weights are not those of resnet18 with 3 classes: 102 are missing and 8 too many; "
+            "they lack conv1.weight and have 0.weight",
+        ),
+        ("theirs:frozen", None, "0 are missing and 2 too many; they have 5.weight"),
     ],
 )
 def test_what_cannot_be_built_is_said(factory, arch, head, said):
@@ -110,9 +121,18 @@ def test_what_cannot_be_built_is_said(factory, arch, head, said):
 
 def test_another_number_of_classes_is_said():
     tensors = named.build(10, name="resnet18").state_dict()
-    said = r"resnet18 with 3 classes: fc.weight is \[10, 512\], not \[3, 512\]"
+    said = r"resnet18 with 3 classes: fc.weight is \[10, 512\], not \[3, 512\]: if they are of 10 "
     with pytest.raises(InputError, match=said):
         assemble("resnet18", tensors, CLASSES, None)
+    tensors["conv1.weight"] = tensors["conv1.weight"][:, :1]  # and of grey images
+    with pytest.raises(InputError, match=r"conv1.weight is \[64, 1, 7, 7\], not .*7\]$"):
+        assemble("resnet18", tensors, CLASSES, None)
+
+
+def test_a_factory_may_use_torchvision_whatever_its_build(factory):
+    tensors = named.build(CLASSES, name="shufflenet_v2_x0_5").state_dict()
+    _, card = assemble("theirs:theirs", tensors, CLASSES, None)
+    assert card["head"] == "fc"
 
 
 def test_a_frozen_layer_is_tuned_too(factory):
@@ -157,7 +177,7 @@ def test_a_network_that_gives_no_logits_is_said(model, said):
 def test_weights_that_are_not_finite_are_said():
     tensors = named.build(CLASSES, name="resnet18").state_dict()
     tensors["fc.bias"] = torch.tensor([0.0, float("nan"), 0.0])
-    with pytest.raises(InputError, match="the weights are not finite"):
+    with pytest.raises(InputError, match=r"the weights are not finite: fc\.bias"):
         assemble("resnet18", tensors, CLASSES, None)
 
 

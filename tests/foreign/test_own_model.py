@@ -1,6 +1,9 @@
 """A stranger's model and a folder of images, from the command line."""
 
 import json
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -114,8 +117,17 @@ def test_the_order_of_classes_is_the_given_one(place):
     [
         ((), "error: how are images normalised? give --mean and --std"),
         ((*OWN[:3], "0,0"), "error: --std must be three numbers with commas between, got '0,0'"),
-        ((*OWN[:3], "1,0,1"), "error: --std must be three numbers"),
-        ((*OWN, "--classes", "a,b,c"), "images has 3 class folders and the model 3 classes: they"),
+        ((*OWN[:3], "1,0,1"), "error: --std is for pixels in [0, 1]: three numbers above 0"),
+        (("--mean", "124,116,104", *OWN[2:]), "got '124,116,104'; those for pixels up to 255"),
+        (
+            (*OWN, "--classes", "channel0,channel1,b"),
+            "images has 3 class folders and the model 3 classes: no folder is called b and no "
+            "class channel2",
+        ),
+        (
+            (*OWN, "--classes", "channel0,channel1"),
+            "images has 3 class folders and the model 2 classes: no class channel2",
+        ),
         (
             (*OWN, "--classes", "@none.txt"),
             "error: --classes: cannot read none.txt: [Errno 2] No such file",
@@ -130,10 +142,17 @@ def test_the_order_of_classes_is_the_given_one(place):
         ((*OWN, "--size", "4"), "error: size must be at least 8, got 4"),
         ((*OWN, "--out", "net.pt"), "error: --out net.pt is a file; it must be a folder"),
         ((*OWN, "--out", "."), "error: --out . holds net.pt, which would be deleted"),
+        ((*OWN, "--out", "images"), "error: --out images holds images, which would be deleted"),
+        ((*OWN, "--out", "images/x"), "error: --out images/x lies among the clean images in"),
+        ((*OWN, "--out", "mine"), "error: --out mine is a folder of something else; name a new"),
+        ((*OWN, "--params", "none.yaml"), "cannot read parameters from none.yaml: No such file"),
+        ((*OWN, "--register", "a/b"), "error: --register 'a/b': a registered model's name holds"),
         ((*OWN, "--holdout", "0.7"), "holdout must lie between 0 and 0.5, got 0.7"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(place, words, said):
+    (place / "mine").mkdir()
+    (place / "mine" / "thesis.txt").touch()
     done = purify(*words)
     assert done.returncode == 2
     errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
@@ -142,6 +161,76 @@ def test_bad_input_is_one_line_and_leaves_nothing(place, words, said):
     assert (place / "net.pt").is_file()
     assert "Traceback" not in done.stderr
     assert not (place / "out").exists()
+
+
+BROKEN = {
+    "a broken image": (
+        lambda f: (f / "channel0" / "0.png").write_bytes(b"no image"),
+        "cannot read image images/channel0/0.png",
+    ),
+    "16 bits": (
+        lambda f: Image.new("I;16", (SIZE, SIZE)).save(f / "channel0" / "deep.png"),
+        "deep.png: it has more than 8 bits a channel",
+    ),
+    "a class is missing": (
+        lambda f: shutil.rmtree(f / "channel1"),
+        "5.weight is [3, 8], not [2, 8]: if they are of 3 classes, --clean needs a folder for each",
+    ),
+    "a class is empty": (lambda f: (f / "other").mkdir(), "class folder images/other holds no"),
+    "no classes": (lambda f: (shutil.rmtree(f), f.mkdir()), "at least two; it has 0"),
+    "splits": (
+        lambda f: (
+            [shutil.copytree(f / "channel0", f / "in" / name) for name in ("train", "val")]
+            + [shutil.rmtree(f / f"channel{k}") for k in range(3)]
+            + [(f / "in" / name).rename(f / name) for name in ("train", "val")]
+            + [(f / "in").rmdir()]
+        ),
+        "images holds splits, not classes: give train or val inside it",
+    ),
+    "two images a class": (
+        lambda f: [file.unlink() for k in range(3) for file in sorted(f.glob(f"*{k}/*"))[2:]],
+        "purify.holdout (--holdout): a fraction of 0.2 takes 0 of the 2 images of class",
+    ),
+    "one image a class": (
+        lambda f: [file.unlink() for k in range(3) for file in sorted(f.glob(f"*{k}/*"))[1:]],
+        "class 'channel0' has 1 clean image, and one is kept to check ACC",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_images_that_will_not_do_are_one_line(place, what):
+    change, said = BROKEN[what]
+    change(place / "images")
+    done = purify(*OWN, "--size", SIZE)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert said in line
+    assert not (place / "out").exists()
+
+
+def test_few_images_are_a_warning_and_hidden_files_are_none(place):
+    (place / "images" / ".cache").mkdir()
+    (place / "images" / "channel0" / "._0.png").write_bytes(b"of a file manager")
+    for file in sorted((place / "images" / "channel1").iterdir())[7:]:
+        file.unlink()
+    done = purify(*OWN, "--defense", "none")
+    assert done.returncode == 0, done.stderr
+    assert "images: 47 of 16x16; 3 classes" in done.stderr
+    assert "warning: channel1 has 7 images" in done.stderr
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_weights_keep_their_precision(place, dtype):
+    content = torch.load("net.pt", weights_only=True)["state_dict"]
+    kept = {n: t.to(dtype) if t.is_floating_point() else t for n, t in content.items()}
+    torch.save(kept, "other.pt")
+    done = purify(*OWN, "--defense", "finetune_head", model="other.pt")
+    assert done.returncode == 0, done.stderr
+    found = torch.load("out/other.pt", weights_only=True)
+    assert {n: t.dtype for n, t in found.items()} == {n: t.dtype for n, t in kept.items()}
+    assert not torch.equal(found["5.weight"], kept["5.weight"])
 
 
 def test_images_of_several_sizes_need_one(place):
@@ -200,6 +289,24 @@ def test_what_has_no_second_derivative_has_no_sharpness():
     x_NCHW, y_N = torch.rand(4, 3, 8, 8), torch.tensor([0, 1, 2, 0])
     assert _sharpness(Classifier(Net(), [0.0] * 3, [1.0] * 3, {}).eval(), x_NCHW, y_N) is None
     assert _sharpness(small(), x_NCHW, y_N) is not None
+
+
+def test_a_convolution_that_kills_torch_in_its_usual_layout_does_not(tmp_path):
+    """See `_sharpness`; in a process of its own."""
+    code = """
+import torch
+from torch import nn
+from ngf.foreign.purify import _sharpness
+from ngf.models import Classifier
+torch.manual_seed(0)
+net = nn.Sequential(nn.Conv2d(3, 32, 1, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                    nn.Linear(32, 3)).to(memory_format=torch.channels_last)
+model = Classifier(net, [0.0] * 3, [1.0] * 3, {}).eval()
+images = torch.rand(20, 160, 160, 3).permute(0, 3, 1, 2)
+assert _sharpness(model, images, torch.arange(20) % 3) > 0
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_drift_is_the_variance_beyond_clean_images():

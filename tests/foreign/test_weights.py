@@ -1,7 +1,10 @@
 """Foreign weights: every form that is read comes back in that form, and none executes code."""
 
+import argparse
 import json
 import os
+import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -61,19 +64,66 @@ class Attack:
         return (os.system, ("touch executed",))
 
 
-@pytest.mark.parametrize("content", [nn.Linear(2, 2), {"state_dict": Attack()}, Attack()])
-def test_what_needs_code_is_refused_and_does_not_run(tmp_path, monkeypatch, content):
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
+        ({"state_dict": Attack()}, "posix.system"),
+        (Attack(), "posix.system"),
+    ],
+)
+def test_what_needs_code_is_refused_and_does_not_run(tmp_path, monkeypatch, content, code):
     monkeypatch.chdir(tmp_path)
     torch.save(content, "whole.pt")
-    with pytest.raises(InputError, match=r"whole.pt needs code to be read, .*state_dict\(\)"):
+    said = rf"whole.pt needs code to be read \({code}\), .*state_dict\(\)"
+    with pytest.raises(InputError, match=said):
         weights.read("whole.pt")
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_trainers_options_are_no_code(tmp_path):
+    torch.save({"model": state(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "a.pt")
+    found = weights.read(str(tmp_path / "a.pt"))
+    (tmp_path / "out").mkdir()
+    again = weights.read(str(found.write(tmp_path / "out", found.tensors)))
+    assert again.around == {"args": argparse.Namespace(lr=0.1)}
+
+
+def test_what_holds_a_graph_is_said_with_the_way_to_its_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()
+    images = torch.rand(2, 3, 2, 2)
+    torch.jit.save(torch.jit.trace(net, images), "scripted.pt")
+    torch.export.save(torch.export.export(net, (images,)), "exported.pt2")
+    for name, what in (("scripted.pt", "a TorchScript model"), ("exported.pt2", "an exported")):
+        with pytest.raises(InputError, match=f"{name} is {what}.*run torch.save") as caught:
+            weights.read(name)
+        exec(re.search(r"run (.*) and give", str(caught.value))[1], {"torch": torch})
+        found = weights.read("weights.pt").tensors
+        assert torch.equal(found["1.weight"], net[1].weight)
+
+
+def test_an_archive_of_something_else_is_said(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.pt", "w") as archive:
+        archive.writestr("model/notes.txt", "hello")
+    with pytest.raises(InputError, match=r"a.pt is an archive, but not one that torch.save wrote"):
+        weights.read(str(tmp_path / "a.pt"))
+
+
+def test_a_checkpoint_of_an_older_torch_is_read(tmp_path):
+    torch.save(state(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert weights.read(str(tmp_path / "old.pth")).tensors.keys() == state().keys()
 
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.pt", b"no checkpoint", "a.pt (is not a checkpoint|needs code)"),
+        ("a.pt", b"no checkpoint", "a.pt is no checkpoint: neither torch.save nor safetensors"),
+        ("a.pt", b"", "a.pt is empty"),
+        ("a.pt", b"version https://git-lfs.github.com/spec/v1", "a.pt is a pointer of Git LFS"),
+        ("a.safetensors", b"version https://git-lfs.github.com/spec/v1", "pointer of Git LFS"),
+        ("a.pt", b"PK\x03\x04 and no more", "a.pt is damaged or not whole: fetch it again"),
+        ("a.pt", b"\x80\x02 and no more", "a.pt (is not a checkpoint|needs code)"),
         ("a.safetensors", b"no checkpoint", "a.safetensors is not a safetensors checkpoint"),
         ("a.pt", {"epoch": 3, "ema": {}}, "a.pt holds no weights: its keys are epoch, ema"),
         ("a.pt", [1, 2], "a.pt holds a list, not a state_dict"),
@@ -139,7 +189,7 @@ def test_a_card_that_is_none_is_said(tmp_path, change):
 
 
 def test_a_folder_must_hold_one_file(tmp_path):
-    with pytest.raises(InputError, match=r"holds 0 weight files \(none\)"):
+    with pytest.raises(InputError, match=r"holds no file of weights: \.safetensors, \.pt"):
         weights.read(str(tmp_path))
     torch.save(state(), tmp_path / "a.pt")
     assert weights.read(str(tmp_path)).file == tmp_path / "a.pt"

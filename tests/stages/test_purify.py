@@ -244,7 +244,7 @@ def refused(workplace, *arguments, **keywords) -> str:
         ({"snapshots": -1}, "snapshots must be at least 0, got -1"),
         ({"snapshots": 2.5}, "purify.snapshots: 2.5 is not int"),
         ({"on_drop": "panic"}, "unknown on_drop 'panic': there is warn, step_back"),
-        ({"holdout": 0.01}, "purify.holdout: a fraction of 0.01 takes 0 of the 16 images"),
+        ({"holdout": 0.01}, "--holdout): a fraction of 0.01 takes 0 of the 16 images"),
     ],
 )
 def test_bad_settings_are_one_line(workplace, protocol, said):
@@ -256,7 +256,7 @@ def test_a_holdout_that_leaves_a_class_without_images_is_refused(workplace):
     few = replace(SPLIT, x_NHWC=SPLIT.x_NHWC[lone], y_N=SPLIT.y_N[lone])
     store.remove(workplace.folder / "clean")
     store.save_split(workplace.folder / "clean", few)
-    assert "one image of class 'channel2'" in refused(workplace, holdout=0.5)
+    assert "class 'channel2' has 1 clean image" in refused(workplace, holdout=0.5)
     workplace.purify(holdout=0.0)
 
 

@@ -31,8 +31,9 @@ Box = tuple[int, int, int, int]  # left, upper, right, lower, the last two exclu
 
 
 def inside(folder: Path) -> list[Path]:
-    """The image files of a class folder, by name; `InputError` where there is none."""
-    found = sorted(f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
+    """The image files of a class folder, by name, hidden ones aside; `InputError` without any."""
+    files = (f for f in folder.rglob("*") if f.suffix.lower() in SUFFIXES)
+    found = sorted(f for f in files if not f.name.startswith("."))
     if not found:
         raise InputError(f"class folder {folder} holds no image")
     return found

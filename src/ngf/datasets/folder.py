@@ -14,6 +14,7 @@ from ngf.params import at_least, within
 from ngf.split import stratified
 
 Labelled = tuple[list[Path], np.ndarray]  # files, and their labels int64 [N]
+SPLITS = {"train", "test", "val", "valid", "validation"}
 
 
 def load(*, root: str, image_size: int, flip: bool, test_fraction: float, seed: int) -> Source:
@@ -71,9 +72,12 @@ def class_folders(top: Path) -> tuple[str, ...]:
     """The class folders of a tree, by the alphabet."""
     if not top.is_dir():
         raise InputError(f"no folder {top}")
-    found = tuple(sorted(entry.name for entry in top.iterdir() if entry.is_dir()))
+    folders = [entry.name for entry in top.iterdir() if entry.is_dir()]
+    found = tuple(sorted(name for name in folders if not name.startswith(".")))
     if len(found) < 2:
         raise InputError(f"{top} must hold one folder a class, at least two; it has {len(found)}")
+    if set(found) <= SPLITS:
+        raise InputError(f"{top} holds splits, not classes: give {' or '.join(found)} inside it")
     return found
 
 

@@ -51,7 +51,10 @@ def _by_name(name: str, checkpoint: Checkpoint, n_classes: int) -> tuple[nn.Modu
 
     from ngf.models import named
 
-    net = named.build(n_classes, name=name)
+    try:
+        net = named.build(n_classes, name=name)
+    except InputError as error:
+        raise InputError(f"--arch: {error}; code of yours is package.module:factory") from error
     tensors = checkpoint.called(net.state_dict().keys()).tensors
     stem = getattr(net, "conv1", None)
     small = (
@@ -98,20 +101,27 @@ def load(net: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     ]
     odd = [name for name in tensors if name not in wanted]
     if missing or odd:
-        first = f"it lacks {missing[0]}" if missing else f"it has {odd[0]}, which that has not"
+        lacks = [f"lack {n}" for n in missing[:1]] + [f"have {n}" for n in odd[:1]]
         raise InputError(
             f"the weights are not those of {what}: {len(missing)} are missing and {len(odd)} too "
-            f"many; {first}"
+            f"many; they {' and '.join(lacks)}"
         )
-    for name, tensor in tensors.items():
-        if tensor.shape != wanted[name].shape:
-            raise InputError(
-                f"the weights are not those of {what}: {name} is {list(tensor.shape)}, not "
-                f"{list(wanted[name].shape)}"
-            )
-    if not all(tensor.isfinite().all() for tensor in tensors.values()):
-        raise InputError("the weights are not finite: their training diverged")
+    _check_shapes(tensors, wanted, what)
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise InputError(f"the weights are not finite: {broken[0]}; their training diverged")
     net.load_state_dict(dict(tensors), strict=False)
+
+
+def _check_shapes(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:
+    wrong = [name for name, tensor in given.items() if tensor.shape != wanted[name].shape]
+    if not wrong:
+        return
+    first, own = given[wrong[0]].shape, wanted[wrong[0]].shape
+    said = f"{wrong[0]} is {list(first)}, not {list(own)}"
+    if all(wanted[name].shape == (own[0], *given[name].shape[1:]) for name in wrong):
+        said += f": if they are of {first[0]} classes, --clean needs a folder for each"
+    raise InputError(f"the weights are not those of {what}: {said}")
 
 
 def check_answers(

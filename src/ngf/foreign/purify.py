@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ngf import params
@@ -23,6 +24,7 @@ MEASURED = 128  # held-out images whose loss is looked at for its curvature
 AT_ONCE = 2**20  # and their pixels, at most
 ODD = 0.05  # batch norm's mean evidence above it is a warning sign
 REPORT = "report.json"
+ENOUGH = 10  # images a class: below it nothing was measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +92,13 @@ def purify(
     return Outcome(_summary(out / file.name, numbers, done), numbers, {"defense": defense})
 
 
-def _check_place(out: Path, *kept: Path) -> None:
-    """`InputError` where writing `out` would delete what is read, or a file."""
+def _check_place(out: Path, file: Path, clean: Path) -> None:
+    """`InputError` where writing `out` would delete what is read, or a file, or make a class."""
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; it must be a folder, new or of this project")
-    for path in kept:
+    if clean.resolve() in out.resolve().parents:
+        raise InputError(f"--out {out} lies among the clean images in {clean}")
+    for path in (file, clean):
         if path.resolve().is_relative_to(out.resolve()):
             raise InputError(f"--out {out} holds {path}, which would be deleted")
 
@@ -128,10 +132,12 @@ def images(given: Given, card: Mapping[str, Any]) -> Split:
         )
     names, found = given.classes or card.get("classes"), folder.class_folders(given.clean)
     if names is not None and set(names) != set(found):
-        odd = sorted(set(names) ^ set(found))
+        lacking, odd = sorted({*names} - {*found}), sorted({*found} - {*names})
+        said = [f"no folder is called {', '.join(lacking[:5])}"] * bool(lacking)
+        said += [f"no class {', '.join(odd[:5])}"] * bool(odd)
         raise InputError(
             f"{given.clean} has {len(found)} class folders and the model {len(names)} classes: "
-            f"they differ in {', '.join(odd[:5])}"
+            f"{' and '.join(said)}"
         )
     classes = tuple(names or found)
     size = given.size
@@ -204,11 +210,16 @@ def _echo(given: Given, model: Classifier, split: Split, checkpoint: Checkpoint)
     head = card.get("head") or "the last linear layer"
     size = "x".join(map(str, split.x_NHWC.shape[1:3]))
     left = [f"left out of the result: {', '.join(checkpoint.left)}"] if checkpoint.left else []
+    counts = np.bincount(split.y_N, minlength=len(split.classes))
+    few = (
+        f"{split.classes[counts.argmin()]} has {counts.min()} images, and {ENOUGH} a class are few"
+    )
     return [
         f"network: {name}{said and f' ({said})'}; head: {head}",
         f"images: {len(split.y_N)} of {size}; {len(split.classes)} classes in this order: {names}",
         f"normalisation: mean {card['mean']}, std {card['std']}",
         *left,
+        *([f"warning: {few}"] if counts.min() < ENOUGH else []),
     ]
 
 

@@ -6,7 +6,10 @@ an MLflow URI with one such file in it; a folder that this project wrote.
 
 from __future__ import annotations
 
+import argparse
 import pickle
+import re
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,12 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from ngf import store
 from ngf.errors import InputError
+from ngf.foreign import files
 from ngf.lineage import registry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar", ".pt2")
 INSIDE = ("state_dict", "model_state_dict", "model_state", "model", "net", "weights")
 PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
 COUNTER = "num_batches_tracked"  # of a batch norm; old checkpoints have none, and nothing reads it
@@ -97,6 +101,7 @@ def read(where: str) -> Checkpoint:
         InputError: as `locate`; a file that needs code to be read, or no weights.
     """
     file = locate(where)
+    files.check(file)
     card = _card(file)
     if file.suffix == ".safetensors":
         tensors = _checked(file, store.load_tensors(file))
@@ -117,16 +122,18 @@ def read(where: str) -> Checkpoint:
 
 
 def _only_file(folder: Path) -> Path:
-    files = sorted(f for f in folder.rglob("*") if f.suffix in SUFFIXES and f.is_file())
+    found = sorted(f for f in folder.rglob("*") if f.suffix in SUFFIXES and f.is_file())
     own = folder / "weights.safetensors"
-    if own in files:
+    if own in found:
         return own
-    if len(files) != 1:
-        names = ", ".join(str(f.relative_to(folder)) for f in files[:5]) or "none"
+    if not found:
+        raise InputError(f"{folder} holds no file of weights: {', '.join(SUFFIXES)}")
+    if len(found) > 1:
+        names = ", ".join(str(f.relative_to(folder)) for f in found[:5])
         raise InputError(
-            f"{folder} holds {len(files)} weight files ({names}): name the one that is meant"
+            f"{folder} holds {len(found)} weight files ({names}): name the one that is meant"
         )
-    return files[0]
+    return found[0]
 
 
 def _card(file: Path) -> dict[str, Any]:
@@ -158,12 +165,17 @@ def _metadata(file: Path) -> dict[str, str]:
 def _unpickled(file: Path) -> Mapping[str, Any]:
     import torch
 
+    harmless = torch.serialization.safe_globals([argparse.Namespace])  # a trainer's options
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with harmless, warnings.catch_warnings(action="ignore"):
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        code = f" ({asked[1]})" if asked else ""
         raise InputError(
-            f"{file} needs code to be read, which is refused: where you trust it, run "
-            f"torch.save(model.state_dict(), 'weights.pt') and give that file"
+            f"{file} needs code to be read{code}, which is refused: where you trust it, load it "
+            "with torch.load(..., weights_only=False), run torch.save(model.state_dict(), "
+            "'weights.pt') and give that file"
         ) from error
     except Exception as error:  # zip, pickle and torch have many ways to say: damaged
         raise InputError(

@@ -7,6 +7,7 @@ installed and torchvision does not know the name.
 import difflib
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -65,25 +66,34 @@ def shrink_stem(net: nn.Module) -> None:
 
 def _from_timm(name: str, n_classes: int, others: list[str]) -> nn.Module:
     if importlib.util.find_spec("timm") is None:
-        near = difflib.get_close_matches(name, others, 4) or ["resnet18", "resnet50", "vgg19_bn"]
         raise InputError(
             f"torchvision has no model '{name}' and timm is not installed: torchvision has "
-            f"{', '.join(near)} and {len(others)} in all"
+            f"{_near(name, others)} and {len(others)} in all"
         )
     timm = importlib.import_module("timm")
-    if name not in timm.list_models():
-        known = [*others, *timm.list_models()]
-        near = difflib.get_close_matches(name, known, 4) or ["resnet18", "resnet50", "vgg19_bn"]
+    if name.partition(".")[0] not in timm.list_models():  # a tag says which weights it once had
+        known = sorted({*others, *timm.list_models()})
         raise InputError(
-            f"neither torchvision nor timm has a model '{name}': there is {', '.join(near)} and "
+            f"neither torchvision nor timm has a model '{name}': there is {_near(name, known)} and "
             f"{len(known)} in all"
         )
     return _made(name, lambda: timm.create_model(name, pretrained=False, num_classes=n_classes))
 
 
+def _near(name: str, known: list[str]) -> str:
+    """A few of the names: those that are spelled alike, or that contain this one."""
+    short = name.lower()
+    inside = sorted(
+        (n for n in known if short in n), key=lambda n: (not n.startswith(short), len(n))
+    )
+    alike = difflib.get_close_matches(short, known, 4)
+    return ", ".join(alike or inside[:4] or ["resnet18", "resnet50", "vgg19_bn"])
+
+
 def _made(name: str, make: Callable[[], Any]) -> nn.Module:
     try:
-        net = make()
+        with warnings.catch_warnings(action="ignore"):  # of initial weights, which nobody keeps
+            net = make()
     except Exception as error:  # builders say in their own ways that they take no `num_classes`
         raise InputError(
             f"model '{name}' cannot be built: {' '.join(str(error).split())}"
