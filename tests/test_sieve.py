@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ngf import device, models, norms
-from ngf.fisher.decay import decay, displacement_moments, input_moments
+from ngf.fisher.decay import decay
+from ngf.fisher.moments import displacement_moments, input_moments
 from ngf.sieve import (
     MOST,
     NOISE,

@@ -32,7 +32,8 @@ import torch
 from torch import Tensor, nn
 
 from ngf.device import autocast
-from ngf.fisher.decay import decay, displacement_moments, input_moments
+from ngf.fisher.decay import decay
+from ngf.fisher.moments import collected_moments, displacement_moments
 from ngf.hooks import at_inputs
 from ngf.models import batch_norms
 
@@ -71,7 +72,7 @@ class Observed:
 
 @torch.no_grad()
 def observe(victim: nn.Module, x_NCHW: Tensor, target_NK: Tensor | None = None) -> Observed:
-    """One pass for the layers' inputs and one for the norms'. The victim is left as it is.
+    """One pass of the images. The victim is left as it is.
 
     Args:
         target_NK: probabilities that the sieve is to keep; by default the victim's own.
@@ -85,9 +86,8 @@ def observe(victim: nn.Module, x_NCHW: Tensor, target_NK: Tensor | None = None) 
         assert norm.running_var is not None
         excess[name] = excess_variance(norm.running_var, variance[name])
 
-    with at_inputs(batch_norms(victim), look):
+    with at_inputs(batch_norms(victim), look), collected_moments(victim) as moments:
         log_p_NK = _log_answers(victim, x_NCHW)
-    moments = input_moments(victim, x_NCHW)
     target_NK = log_p_NK.exp() if target_NK is None else target_NK
     return Observed(x_NCHW, target_NK, log_p_NK, moments, mean, variance, excess)
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ngf import device
-from ngf.fisher import decay as module
-from ngf.fisher.decay import (
-    decay,
+from ngf.fisher import patches
+from ngf.fisher.decay import decay
+from ngf.fisher.moments import (
     displacement_moments,
     filtered_layers,
     input_moment,
@@ -148,7 +148,7 @@ def test_moment_of_a_linear_layer_counts_every_token(count, tokens, seed):
 
 def test_the_moment_does_not_depend_on_the_chunks(monkeypatch):
     layer, x = nn.Conv2d(2, 3, 3), torch.randn(7, 2, 6, 6)
-    monkeypatch.setattr(module, "CHUNK", 3)
+    monkeypatch.setattr(patches, "UNFOLDED", 3 * 2 * 3 * 36)
     torch.testing.assert_close(input_moment(layer, x), moment(layer, x), **CLOSE)
 
 
@@ -420,9 +420,9 @@ def test_filtered_layers_are_all_but_the_head_by_name():
     assert filtered_layers(deep) == convolutions_of(deep)
 
 
-@pytest.mark.parametrize("chunk", [4, 64])
-def test_displacement_moments_are_those_of_what_is_added_to_the_inputs(monkeypatch, chunk):
-    monkeypatch.setattr(module, "CHUNK", chunk)
+@pytest.mark.parametrize("unfolded", [1, 2**24])
+def test_displacement_moments_are_those_of_what_is_added_to_the_inputs(monkeypatch, unfolded):
+    monkeypatch.setattr(patches, "UNFOLDED", unfolded)
     model, (x, moved) = mixed(), displaced()
     got, expected = displacement_moments(model, x, moved), spread_by(model, x, moved)
     assert got.keys() == expected.keys() == {"0", "3", "6"}  # the head, 8, is left out

@@ -1,0 +1,79 @@
+"""Second moments of what layers see: A, the input factor of the Fisher (Martens & Grosse 2015)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ngf.device import autocast
+from ngf.fisher import patches
+from ngf.hooks import at_inputs
+from ngf.models import head
+
+Layer = nn.Conv2d | nn.Linear
+WIDEST = 8192  # inputs of a layer; the moments of a wider one (VGG's first linear one) are too many
+
+
+@contextlib.contextmanager
+def collected_moments(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """A of every layer but the head, by the layer's name, of the forward pass that is made within.
+
+    The model must be in evaluation mode; it is left as it is.
+    """
+    found: dict[str, Tensor] = {}
+
+    def look(name: str, layer: Layer, u: Tensor) -> None:
+        found[name] = input_moment(layer, u)
+
+    with at_inputs(filtered_layers(model), look):
+        yield found
+
+
+@torch.no_grad()
+def input_moments(model: nn.Module, x_NCHW: Tensor) -> dict[str, Tensor]:
+    """As `collected_moments`, of one pass of these images."""
+    with collected_moments(model) as found, autocast(x_NCHW.device):
+        model(x_NCHW)
+    return found
+
+
+@torch.no_grad()
+def displacement_moments(model: nn.Module, x_NCHW: Tensor, moved_NCHW: Tensor) -> dict[str, Tensor]:
+    """D of every layer but the head: the moments of what the displacement adds to its inputs."""
+    assert x_NCHW.shape == moved_NCHW.shape, "every image is moved"
+    found: dict[str, Tensor] = {}
+
+    def look(name: str, layer: Layer, u: Tensor) -> None:
+        before, after = u.float().chunk(2)
+        found[name] = input_moment(layer, after - before)
+
+    with at_inputs(filtered_layers(model), look), autocast(x_NCHW.device):
+        model(torch.cat([x_NCHW, moved_NCHW]))
+    return found
+
+
+def filtered_layers(model: nn.Module) -> dict[str, Layer]:
+    """Convolutions and linear layers but the head and those wider than WIDEST, by name."""
+    last = head(model)
+    return {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, Layer) and layer is not last and layer.weight[0].numel() <= WIDEST
+    }
+
+
+@torch.no_grad()
+def input_moment(layer: Layer, x: Tensor) -> Tensor:
+    """A: the mean of u u^T over images and positions, float64 [groups, I, I].
+
+    u are the layer's inputs: patches of a convolution's groups, tokens of a linear layer.
+    """
+    # Not in bfloat16, whatever the pass around it does: its rounding exceeds small eigenvalues.
+    with torch.autocast(x.device.type, enabled=False):
+        if isinstance(layer, nn.Conv2d):
+            return patches.moment(layer, x)
+        u_RI = x.float().flatten(0, -2)
+        return (u_RI.mT @ u_RI).double()[None] / len(u_RI)
