@@ -37,7 +37,7 @@ NETS = {  # what `train.<dataset>` becomes; the numbers beside it are params.yam
     "imagenet": {
         "arch": "preact_resnet",
         "model": {**NARROW, "stem_stride": 4},
-        "epochs": 80,
+        "epochs": 200,
         "batch_size": 64,
         "shift": 20,
         "lr": 0.1,

@@ -42,7 +42,13 @@ def test_the_result_comes_back_as_it_came(place, name):
     assert after.keys() == before.keys()
     assert after["state_dict"].keys() == before["state_dict"].keys()
     report = json.loads((place / "out" / "report.json").read_text())
-    assert {"agreement", "sharpness_victim", "sharpness_purified", "movement"} <= report.keys()
+    assert {
+        "agreement",
+        "sharpness_images",
+        "sharpness_victim",
+        "sharpness_purified",
+        "movement",
+    } <= report.keys()
     assert report["holdout_images"] == 12
     assert 0 <= report["agreement"] <= 1
     moved = {key for key, value in report["movement"].items() if value}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ngf.purification import Purification
 
 MEASURED = 128  # held-out images whose loss is looked at for its curvature
-AT_ONCE = 2**20  # and their pixels, at most
+AT_ONCE = 2**18  # and their pixels, at most: twenty products with the Hessian take long on a CPU
 ODD = 0.05  # batch norm's mean evidence above it is a warning sign
 REPORT = "report.json"
 ENOUGH = 10  # images a class: below it nothing was measured
@@ -241,6 +241,7 @@ def measures(victim: Classifier, done: Purification) -> dict[str, Any]:
         most = min(MEASURED, max(1, AT_ONCE // x_NHWC[0, :, :, 0].numel()), len(y_N))
         some = torch.linspace(0, len(y_N) - 1, most, device=where).round().long()
         part = pixels(x_NHWC[some])
+        found["sharpness_images"] = len(part)
         found |= {f"sharpness_{whose}": _sharpness(m, part, y_N[some]) for whose, m in both.items()}
         found["batch_norm_drift"] = drift(victim, part)
     return found
