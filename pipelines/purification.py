@@ -4,32 +4,29 @@
              ├─> poison ─> victim ─┬─> purify (a defense) ─┴─> evaluate ─> promote
              └─> clean ────────────┘
 
+and at the end, whatever happened, `report_status`.
+
 Sections of params.yaml become run parameters, so that Kubeflow's UI shows every number.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-from kfp import dsl, kubernetes
+from kfp import dsl
 
 from components.evaluate import evaluate
 from components.poison import poison
 from components.prepare import prepare
 from components.promote import promote
 from components.purify import purify
+from components.report_status import report_status
 from components.train import train_reference, train_victim
-
-MLFLOW_SECRET = "ngf-mlflow"
-MLFLOW_ENVIRONMENT = {
-    "tracking-uri": "MLFLOW_TRACKING_URI",
-    "username": "MLFLOW_TRACKING_USERNAME",
-    "password": "MLFLOW_TRACKING_PASSWORD",
-}
+from pipelines.cluster import Cluster, place
 
 
 def build(dataset: str, attack: str, numbers: Mapping[str, Any]) -> Any:
     """The pipeline of one pair, with the numbers of params.yaml as defaults."""
-    grid, cluster = numbers["grid"], numbers["cluster"]
+    grid, cluster = numbers["grid"], Cluster.of(numbers["cluster"])
 
     @dsl.pipeline(
         name=f"ngf-{dataset}-{attack}".replace("_", "-"),
@@ -45,63 +42,55 @@ def build(dataset: str, attack: str, numbers: Mapping[str, Any]) -> Any:
         thresholds: dict = numbers["evaluate"],
         gate: dict = numbers["promote"],
     ):
-        def placed(task: dsl.PipelineTask, name: str, *, gpu: bool = False) -> Any:
-            return _place(task.set_display_name(name), cluster, gpu).outputs
+        def placed(task: dsl.PipelineTask, name: str, *, heavy: bool = False) -> Any:
+            return place(task.set_display_name(name), cluster, heavy=heavy).outputs
 
-        data = placed(prepare(dataset=dataset, protocol=protocol, source=source), "prepare")
-        reference = placed(
-            train_reference(dataset=dataset, train=data["train"], recipe=recipe),
-            "reference",
-            gpu=True,
-        )
-        poisoned = placed(
-            poison(train=data["train"], attack=attack, options=attack_options), "poison"
-        )
-        victim = placed(
-            train_victim(
-                dataset=dataset, train=data["train"], poison=poisoned["out"], recipe=recipe
-            ),
-            "victim",
-            gpu=True,
-        )
-        for defense in grid["defenses"]:
-            purified = placed(
-                purify(
-                    model=victim["out"],
-                    clean=data["clean"],
-                    defense=defense,
-                    options=numbers["defenses"][defense],
-                    protocol=safeguards,
-                ),
-                f"purify {defense}",
-                gpu=True,
+        end = report_status(pair=f"{dataset} {attack}")
+        end.set_caching_options(False)
+        placed(end, "how it ended")
+        with dsl.ExitHandler(end, name="purification"):
+            data = placed(prepare(dataset=dataset, protocol=protocol, source=source), "prepare")
+            reference = placed(
+                train_reference(dataset=dataset, train=data["train"], recipe=recipe),
+                "reference",
+                heavy=True,
             )
-            measured = placed(
-                evaluate(
-                    model=purified["out"],
-                    victim=victim["out"],
-                    reference=reference["out"],
-                    trigger=victim["trigger"],
-                    test=data["test"],
-                    thresholds=thresholds,
-                ),
-                f"evaluate {defense}",
+            poisoned = placed(
+                poison(train=data["train"], attack=attack, options=attack_options), "poison"
             )
-            if defense in grid["promote"]:
-                task = promote(model=purified["out"], evaluation=measured["out"], gate=gate)
-                task.set_caching_options(False)  # the registry may have changed since
-                placed(task, f"promote {defense}")
+            victim = placed(
+                train_victim(
+                    dataset=dataset, train=data["train"], poison=poisoned["out"], recipe=recipe
+                ),
+                "victim",
+                heavy=True,
+            )
+            for defense in grid["defenses"]:
+                purified = placed(
+                    purify(
+                        model=victim["out"],
+                        clean=data["clean"],
+                        defense=defense,
+                        options=numbers["defenses"][defense],
+                        protocol=safeguards,
+                    ),
+                    f"purify {defense}",
+                    heavy=True,
+                )
+                measured = placed(
+                    evaluate(
+                        model=purified["out"],
+                        victim=victim["out"],
+                        reference=reference["out"],
+                        trigger=victim["trigger"],
+                        test=data["test"],
+                        thresholds=thresholds,
+                    ),
+                    f"evaluate {defense}",
+                )
+                if defense in grid["promote"]:
+                    task = promote(model=purified["out"], evaluation=measured["out"], gate=gate)
+                    task.set_caching_options(False)  # the registry may have changed since
+                    placed(task, f"promote {defense}")
 
     return purification
-
-
-def _place(task: dsl.PipelineTask, cluster: Mapping[str, Any], gpu: bool) -> dsl.PipelineTask:
-    """Resources of a task, a GPU where it wants one and there are any, and MLflow's secret."""
-    task.set_cpu_request(cluster["cpu"]).set_memory_request(cluster["memory"])
-    if gpu and cluster["accelerator"]:
-        task.set_accelerator_type(cluster["accelerator"]).set_accelerator_limit(1)
-        kubernetes.add_toleration(
-            task, key=cluster["accelerator"], operator="Exists", effect="NoSchedule"
-        )
-    kubernetes.use_secret_as_env(task, MLFLOW_SECRET, MLFLOW_ENVIRONMENT, optional=True)
-    return task

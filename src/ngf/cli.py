@@ -234,6 +234,34 @@ def table(
 
 
 @app.command()
+def preflight(
+    context: Annotated[str | None, typer.Option(help="Of the kubeconfig.")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="Address of Kubeflow Pipelines.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds for each question.")] = 5.0,
+    params_file: Params = Path("params.yaml"),
+    as_json: AsJson = False,
+) -> None:
+    """Say what a cluster lacks before a pod starts; exit code 1 if runs would fail."""
+    import dataclasses
+    import json
+
+    from pipelines.cluster import Cluster
+    from pipelines.preflight import FAIL
+    from pipelines.preflight import preflight as findings
+
+    section = params.section(params.read(params_file), "cluster", params_file)
+    found = []
+    for finding in findings(Cluster.of(section), context=context, kfp=endpoint, timeout=timeout):
+        found.append(finding)
+        if not as_json:
+            print(finding, flush=True)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in found]))
+    if any(finding.state == FAIL for finding in found):
+        sys.exit(1)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     print(__version__)

@@ -1,0 +1,155 @@
+"""Where tasks run: the section `cluster:` of params.yaml, and what it makes of a task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ngf import params
+from ngf.errors import InputError
+
+if TYPE_CHECKING:
+    from kfp import dsl
+
+MLFLOW_ENVIRONMENT = {
+    "tracking-uri": "MLFLOW_TRACKING_URI",
+    "username": "MLFLOW_TRACKING_USERNAME",
+    "password": "MLFLOW_TRACKING_PASSWORD",
+}
+EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a task asks for. cpu, memory: requests, as Kubernetes writes them. hours: after which
+    it is stopped. shared_memory: size of /dev/shm, or None for the cluster's 64 MiB."""
+
+    cpu: str
+    memory: str
+    hours: float
+    shared_memory: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retries:
+    """How often a failed task is tried again; wait: before the first time, as 30s, then `factor`
+    times as long as the last, but no longer than `longest`."""
+
+    count: int
+    wait: str
+    factor: float
+    longest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Toleration:
+    key: str | None = None
+    operator: str = "Exists"
+    value: str | None = None
+    effect: str | None = None
+
+    def covers(self, key: str, value: str | None, effect: str) -> bool:
+        """Whether a pod that tolerates this may run on a node with that taint."""
+        if self.effect not in (None, effect):
+            return False
+        if self.operator == "Exists":
+            return self.key in (None, key)
+        return (self.key, self.value or "") == (key, value or "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """`heavy` tasks train and purify; where there is an accelerator they ask for `accelerators`
+    of it, on nodes that `node_selector` selects and `tolerations` tolerate."""
+
+    namespace: str
+    service_account: str
+    mlflow_secret: str
+    image_pull_secret: str | None
+    accelerator: str | None
+    accelerators: int
+    node_selector: dict[str, str] = field(default_factory=dict)
+    tolerations: list[Toleration] = field(default_factory=list)
+    light: Resources
+    heavy: Resources
+    retries: Retries
+
+    @classmethod
+    def of(cls, section: params.Settings) -> Cluster:
+        """From the section `cluster`, each of its keys checked.
+
+        Raises:
+            InputError: an unknown or missing key, or a value that Kubernetes would refuse.
+        """
+        given = params.options(_section, section, "cluster")
+        for name, kind in (("light", Resources), ("heavy", Resources), ("retries", Retries)):
+            given[name] = params.parse(kind, given[name], f"cluster.{name}")
+        given["tolerations"] = [
+            params.parse(Toleration, one, f"cluster.tolerations[{place}]")
+            for place, one in enumerate(given["tolerations"])
+        ]
+        for one in given["tolerations"]:
+            params.one_of(("Exists", "Equal"), toleration_operator=one.operator)
+            if one.effect is not None:
+                params.one_of(EFFECTS, toleration_effect=one.effect)
+        for key, value in given["node_selector"].items():
+            if not isinstance(value, str):
+                raise InputError(f"cluster.node_selector.{key}: {value!r} is not str: quote it")
+        params.at_least(1, **{"cluster.accelerators": given["accelerators"]})
+        params.at_least(0, **{"cluster.retries.count": given["retries"].count})
+        for name in ("light", "heavy"):
+            params.within(f"cluster.{name}.hours", given[name].hours, 1 / 60, 24 * 365)
+        return cls(**given)
+
+
+def _section(
+    *,
+    namespace: str,
+    service_account: str,
+    mlflow_secret: str,
+    image_pull_secret: str | None,
+    accelerator: str | None,
+    accelerators: int,
+    node_selector: dict,
+    tolerations: list[dict],
+    light: dict,
+    heavy: dict,
+    retries: dict,
+) -> None:
+    """The section's keys and their kinds."""
+
+
+def place(task: dsl.PipelineTask, cluster: Cluster, *, heavy: bool = False) -> dsl.PipelineTask:
+    """Resources, time-out, retries and credentials of a task; an accelerator where it is heavy."""
+    from kfp import kubernetes
+
+    needs = cluster.heavy if heavy else cluster.light
+    task.set_cpu_request(needs.cpu).set_memory_request(needs.memory)
+    again = cluster.retries
+    if again.count:
+        task.set_retry(again.count, again.wait, again.factor, again.longest)
+    kubernetes.set_timeout(task, round(3600 * needs.hours))
+    if needs.shared_memory:
+        kubernetes.empty_dir_mount(
+            task, "shared-memory", "/dev/shm", medium="Memory", size_limit=needs.shared_memory
+        )
+    if heavy and cluster.accelerator:
+        _accelerate(task, cluster)
+    if cluster.image_pull_secret:
+        kubernetes.set_image_pull_secrets(task, [cluster.image_pull_secret])
+    environment = MLFLOW_ENVIRONMENT
+    kubernetes.use_secret_as_env(task, cluster.mlflow_secret, environment, optional=True)
+    return task
+
+
+def _accelerate(task: dsl.PipelineTask, cluster: Cluster) -> None:
+    from kfp import kubernetes
+
+    task.set_accelerator_type(cluster.accelerator).set_accelerator_limit(cluster.accelerators)
+    for key, value in cluster.node_selector.items():
+        kubernetes.add_node_selector(task, key, value)
+    for one in cluster.tolerations:
+        chosen: dict[str, Any] = {
+            "key": one.key, "operator": one.operator, "value": one.value, "effect": one.effect
+        }  # fmt: skip
+        kubernetes.add_toleration(task, **{k: v for k, v in chosen.items() if v is not None})

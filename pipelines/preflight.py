@@ -1,0 +1,377 @@
+"""What a cluster lacks, before a pod starts: `ngf preflight`.
+
+Everything is read; nothing is created but access reviews, which Kubernetes answers and forgets.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ngf.errors import InputError
+from ngf.lineage import without_passwords
+from pipelines.cluster import MLFLOW_ENVIRONMENT, Cluster, Resources
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+LEAST_MLFLOW = (3, 0)  # aliases, logged models and the registry as this project uses them
+PULL_SECRETS = ("kubernetes.io/dockerconfigjson", "kubernetes.io/dockercfg")
+# (verb, API group, resource): what a task's pod does under its service account.
+NEEDED = (
+    ("get", "", "pods"),
+    ("get", "", "configmaps"),
+    ("create", "argoproj.io", "workflowtaskresults"),
+    ("patch", "argoproj.io", "workflowtaskresults"),
+)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """state: ok, warn (a run may work) or fail (it will not). remedy: what to do about it."""
+
+    check: str
+    state: str
+    text: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.state:4}  {self.check:16} {self.text}" + (
+            f"; {self.remedy}" if self.remedy else ""
+        )
+
+
+class Asked:
+    """Kubernetes' APIs, each question with a time limit."""
+
+    def __init__(self, context: str | None, timeout: float) -> None:
+        from kubernetes import client, config
+        from kubernetes.config.config_exception import ConfigException
+
+        settings = client.Configuration()
+        settings.retries = False  # or each question takes its time limit four times
+        try:
+            self.api = config.new_client_from_config(
+                context=context, persist_config=False, client_configuration=settings
+            )
+        except ConfigException as error:
+            raise InputError(f"no cluster to ask: {error}") from error
+        self.host = settings.host
+        self.core = client.CoreV1Api(self.api)
+        self.version = client.VersionApi(self.api)
+        self.access = client.AuthorizationV1Api(self.api)
+        self.timeout = timeout
+
+    def __call__(self, question: Callable[..., Any], *given: Any) -> Any:
+        # To connect and to read; a single number is ignored unless it is whole.
+        return question(*given, _request_timeout=(self.timeout, self.timeout))
+
+    @functools.cached_property
+    def nodes(self) -> list[Any]:
+        return list(self(self.core.list_node).items)
+
+
+def preflight(
+    cluster: Cluster, *, context: str | None = None, kfp: str | None = None, timeout: float = 5.0
+) -> Iterator[Finding]:
+    """One finding a check, in the order in which they are mended.
+
+    Args:
+        context: of the kubeconfig; by default the current one. kfp: address of Kubeflow Pipelines.
+        timeout: seconds for each question.
+
+    Raises:
+        InputError: there is no kubeconfig, or no such context in it.
+    """
+    asked = Asked(context, timeout)
+    first = _answered("api", _api, asked, cluster)
+    yield first
+    if first.state == FAIL:
+        return
+    for name, check in CHECKS.items():
+        found = _answered(name, check, asked, cluster)
+        yield found
+        if name == "namespace" and found.state == FAIL:
+            return
+    yield from _mlflow(asked, cluster)
+    if kfp is not None:
+        yield _kfp(kfp, timeout)
+
+
+def _answered(name: str, check: Check, asked: Asked, cluster: Cluster) -> Finding:
+    """The check's finding, or that Kubernetes denied or never gave an answer."""
+    from kubernetes.client.exceptions import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        return check(asked, cluster)
+    except ApiException as error:
+        if error.status in (401, 403):
+            remedy = "ask an administrator, or for a role that may read it"
+            return Finding(name, FAIL, f"denied ({error.status}): {_reason(error)}", remedy)
+        return Finding(name, FAIL, f"answered {error.status}: {_reason(error)}")
+    except HTTPError as error:
+        remedy = "check the kubeconfig's server, a VPN and proxies"
+        return Finding(name, FAIL, f"no answer from {asked.host}: {_short(error)}", remedy)
+
+
+def _reason(error: Any) -> str:
+    try:
+        return str(json.loads(error.body)["message"])
+    except (TypeError, ValueError, KeyError):
+        return str(error.reason)
+
+
+def _short(error: BaseException) -> str:
+    return str(getattr(error, "reason", None) or error).split(": ", 1)[-1].splitlines()[0]
+
+
+def _missing(error: Any) -> bool:
+    return bool(error.status == 404)
+
+
+def _api(asked: Asked, cluster: Cluster) -> Finding:
+    found = asked(asked.version.get_code)
+    return Finding("api", OK, f"Kubernetes {found.git_version} at {asked.host}")
+
+
+def _exists(check: str, question: Callable[[], Any], what: str, remedy: str) -> Any:
+    """What the question answers, or a finding where it is missing."""
+    from kubernetes.client.exceptions import ApiException
+
+    try:
+        return question()
+    except ApiException as error:
+        if not _missing(error):
+            raise
+        return Finding(check, FAIL, f"there is no {what}", remedy)
+
+
+def _namespace(asked: Asked, cluster: Cluster) -> Finding:
+    name = cluster.namespace
+    remedy = f"kubectl create namespace {name}, or set cluster.namespace"
+    found = _exists(
+        "namespace", lambda: asked(asked.core.read_namespace, name), f"namespace {name}", remedy
+    )
+    return found if isinstance(found, Finding) else Finding("namespace", OK, name)
+
+
+def _service_account(asked: Asked, cluster: Cluster) -> Finding:
+    account, space = cluster.service_account, cluster.namespace
+    remedy = "create it and bind the role of pipelines/manifests, or set cluster.service_account"
+    found = _exists(
+        "service account",
+        lambda: asked(asked.core.read_namespaced_service_account, account, space),
+        f"service account {account} in {space}",
+        remedy,
+    )
+    if isinstance(found, Finding):
+        return found
+    lacking = [
+        f"{verb} {resource}"
+        for verb, group, resource in NEEDED
+        if not _allowed(asked, cluster, verb, group, resource)
+    ]
+    if lacking:
+        text = f"{account} may not {', '.join(lacking)}"
+        return Finding("service account", FAIL, text, "bind the role of pipelines/manifests to it")
+    return Finding("service account", OK, f"{account} may do what tasks do")
+
+
+def _allowed(asked: Asked, cluster: Cluster, verb: str, group: str, resource: str) -> bool:
+    from kubernetes import client
+
+    review = client.V1SubjectAccessReview(
+        spec=client.V1SubjectAccessReviewSpec(
+            user=f"system:serviceaccount:{cluster.namespace}:{cluster.service_account}",
+            resource_attributes=client.V1ResourceAttributes(
+                namespace=cluster.namespace, verb=verb, group=group, resource=resource
+            ),
+        )
+    )
+    answer = asked(asked.access.create_subject_access_review, review)
+    return bool(answer.status.allowed)
+
+
+def _secret(asked: Asked, cluster: Cluster) -> Finding:
+    name, space = cluster.mlflow_secret, cluster.namespace
+    keys = " ".join(f"--from-literal={key}=..." for key in MLFLOW_ENVIRONMENT)
+    remedy = f"kubectl -n {space} create secret generic {name} {keys}"
+    found = _exists(
+        "mlflow secret",
+        lambda: asked(asked.core.read_namespaced_secret, name, space),
+        f"secret {name} in {space}: records and registrations would be lost with the pods",
+        remedy,
+    )
+    if isinstance(found, Finding):
+        return found
+    held = found.data or {}
+    lacking = [key for key in MLFLOW_ENVIRONMENT if not held.get(key)]
+    if "tracking-uri" in lacking:
+        return Finding("mlflow secret", FAIL, f"{name} has no key tracking-uri", remedy)
+    if lacking:
+        text = f"{name} has no {' and no '.join(lacking)}: right for a server that asks for none"
+        return Finding("mlflow secret", WARN, text)
+    return Finding("mlflow secret", OK, f"{name} has {', '.join(MLFLOW_ENVIRONMENT)}")
+
+
+def _pull_secret(asked: Asked, cluster: Cluster) -> Finding:
+    name, space = cluster.image_pull_secret, cluster.namespace
+    if name is None:
+        return Finding("pull secret", OK, "none asked for")
+    remedy = f"kubectl -n {space} create secret docker-registry {name} --docker-server=..."
+    found = _exists(
+        "pull secret",
+        lambda: asked(asked.core.read_namespaced_secret, name, space),
+        f"secret {name} in {space}",
+        remedy,
+    )
+    if isinstance(found, Finding):
+        return found
+    if found.type not in PULL_SECRETS:
+        text = f"{name} is of type {found.type}, not {PULL_SECRETS[0]}"
+        return Finding("pull secret", FAIL, text, remedy)
+    return Finding("pull secret", OK, f"{name} holds a registry's credentials")
+
+
+def _artifacts(asked: Asked, cluster: Cluster) -> Finding:
+    """Where KFP's tasks leave their artifacts."""
+    space = cluster.namespace
+    found = _exists(
+        "artifact store",
+        lambda: asked(asked.core.read_namespaced_config_map, "kfp-launcher", space),
+        f"config map kfp-launcher in {space}",
+        "",
+    )
+    root = None if isinstance(found, Finding) else (found.data or {}).get("defaultPipelineRoot")
+    if root is None:
+        text = "kfp-launcher names no defaultPipelineRoot: Kubeflow's own store is used"
+        return Finding("artifact store", WARN, text, "see docs/cluster.md for one of your own")
+    return Finding("artifact store", OK, root)
+
+
+def _nodes(asked: Asked, cluster: Cluster) -> Finding:
+    nodes = asked.nodes
+    usable = [node for node in nodes if _schedulable(node, cluster, heavy=False)]
+    if not any(_holds(node, cluster.light) for node in usable):
+        text = f"of {len(nodes)} nodes none has {cluster.light.cpu} CPU, {cluster.light.memory}"
+        return Finding("nodes", FAIL, text, "lower cluster.light or add a node")
+    return Finding("nodes", OK, f"{len(usable)} of {len(nodes)} take tasks")
+
+
+def _accelerators(asked: Asked, cluster: Cluster) -> Finding:
+    kind, count, wanted = cluster.accelerator, cluster.accelerators, cluster.node_selector
+    if kind is None:
+        return Finding("accelerators", OK, "none asked for")
+    nodes = asked.nodes
+    selected = [n for n in nodes if wanted.items() <= (n.metadata.labels or {}).items()]
+    tolerated = [node for node in selected if _schedulable(node, cluster, heavy=True)]
+    enough = [n for n in tolerated if int((n.status.allocatable or {}).get(kind, 0)) >= count]
+    fit = [node for node in enough if _holds(node, cluster.heavy)]
+    steps = (
+        (selected, f"has the labels {wanted}", "set cluster.node_selector"),
+        (tolerated, "is ready and free of taints that are not tolerated", "cluster.tolerations"),
+        (enough, f"has {count} {kind} to allocate", "install the device plugin, or lower"
+                                                    " cluster.accelerators"),
+        (fit, f"has {cluster.heavy.cpu} CPU, {cluster.heavy.memory} besides", "lower"
+                                                                             " cluster.heavy"),
+    )  # fmt: skip
+    before = nodes
+    for left, what, remedy in steps:
+        if not left:
+            return Finding("accelerators", FAIL, f"of {len(before)} nodes none {what}", remedy)
+        before = left
+    return Finding("accelerators", OK, f"{len(fit)} of {len(nodes)} nodes have {count} {kind}")
+
+
+def _schedulable(node: Any, cluster: Cluster, *, heavy: bool) -> bool:
+    """Whether the node is ready and has no taint that keeps the task's pod away."""
+    if node.spec.unschedulable:
+        return False
+    ready = [c.status for c in node.status.conditions or () if c.type == "Ready"]
+    tolerations = cluster.tolerations if heavy else []
+    return ready == ["True"] and all(
+        taint.effect == "PreferNoSchedule"
+        or any(one.covers(taint.key, taint.value, taint.effect) for one in tolerations)
+        for taint in node.spec.taints or ()
+    )
+
+
+def _holds(node: Any, needs: Resources) -> bool:
+    from kubernetes.utils import parse_quantity
+
+    has = node.status.allocatable or {}
+    wanted = {"cpu": needs.cpu, "memory": needs.memory}
+    return all(
+        parse_quantity(has.get(key, "0")) >= parse_quantity(value) for key, value in wanted.items()
+    )
+
+
+Check = Callable[[Asked, Cluster], Finding]
+CHECKS: dict[str, Check] = {
+    "namespace": _namespace,
+    "service account": _service_account,
+    "mlflow secret": _secret,
+    "pull secret": _pull_secret,
+    "artifact store": _artifacts,
+    "nodes": _nodes,
+    "accelerators": _accelerators,
+}
+
+
+def _mlflow(asked: Asked, cluster: Cluster) -> Iterator[Finding]:
+    """The server that the secret names, as far as it can be reached from here."""
+    from kubernetes.client.exceptions import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        secret = asked(asked.core.read_namespaced_secret, cluster.mlflow_secret, cluster.namespace)
+    except (ApiException, HTTPError):
+        return  # said already
+    held = {key: base64.b64decode(value).decode() for key, value in (secret.data or {}).items()}
+    if not held.get("tracking-uri"):
+        return
+    address = held["tracking-uri"].rstrip("/")
+    shown = without_passwords(address)
+    try:
+        version = _get(f"{address}/version", asked.timeout, held).strip()
+        _get(f"{address}/api/2.0/mlflow/registered-models/search", asked.timeout, held)
+    except urllib.error.HTTPError as error:
+        remedy = "check username and password in the secret, and the server's registry"
+        yield Finding("mlflow", FAIL, f"{shown} answered {error.code}", remedy)
+        return
+    except (OSError, ValueError) as error:
+        text = f"{shown} cannot be reached from here: {_short(error)}"
+        yield Finding("mlflow", WARN, text, "right where the address is the cluster's own")
+        return
+    number = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if number < LEAST_MLFLOW:
+        text = f"{shown} is MLflow {version}"
+        yield Finding("mlflow", FAIL, text, "run a server of version 3 or newer")
+        return
+    yield Finding("mlflow", OK, f"{shown} is MLflow {version}, with a registry")
+
+
+def _kfp(address: str, timeout: float) -> Finding:
+    shown = without_passwords(address)
+    try:
+        _get(f"{address.rstrip('/')}/apis/v2beta1/healthz", timeout, {})
+    except (OSError, ValueError) as error:
+        remedy = "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80, or a login"
+        return Finding("kubeflow", FAIL, f"{shown} does not answer: {_short(error)}", remedy)
+    return Finding("kubeflow", OK, f"Kubeflow Pipelines at {shown}")
+
+
+def _get(address: str, timeout: float, held: dict[str, str]) -> str:
+    if not address.startswith(("http://", "https://")):
+        raise ValueError("not an http address")
+    request = urllib.request.Request(address)
+    if held.get("username"):
+        pair = f"{held['username']}:{held.get('password', '')}"
+        request.add_header("Authorization", f"Basic {base64.b64encode(pair.encode()).decode()}")
+    with urllib.request.urlopen(request, timeout=timeout) as answer:
+        return str(answer.read().decode())

@@ -1,0 +1,331 @@
+"""Preflight against a loopback server that answers as Kubernetes' API does."""
+
+import base64
+import copy
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import yaml
+from test_cluster import GPU
+from typer.testing import CliRunner
+
+from ngf.cli import app
+from ngf.errors import InputError
+from pipelines.cluster import Cluster
+from pipelines.preflight import CHECKS, preflight
+
+SPACE = "/api/v1/namespaces/ml"
+REVIEW = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
+HANGS = object()
+
+
+def status(code, message):
+    """What Kubernetes answers when it does not do as asked."""
+    body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code}
+    return code, {**body, "message": message}
+
+
+def encoded(**values):
+    return {
+        key.replace("_", "-"): base64.b64encode(value.encode()).decode()
+        for key, value in values.items()
+    }
+
+
+def node(name, labels=None, taints=None, ready="True", **allocatable):
+    return {
+        "metadata": {"name": name, "labels": labels or {}},
+        "spec": {"taints": taints or []},
+        "status": {
+            "allocatable": {"cpu": "16", "memory": "64Gi", **allocatable},
+            "conditions": [{"type": "Ready", "status": ready}],
+        },
+    }
+
+
+PRODUCT = GPU["node_selector"]
+TAINT = {"key": "nvidia.com/gpu", "value": "present", "effect": "NoSchedule"}
+GPUS = {"nvidia.com/gpu": "4"}
+NODES = [node("plain"), node("gpu", PRODUCT, [TAINT], **GPUS)]
+
+
+def whole(server):
+    """The answers of a cluster that lacks nothing."""
+    address = f"http://user:word@127.0.0.1:{server.server_port}"
+    pull = {"type": "kubernetes.io/dockerconfigjson", "data": encoded(dockerconfigjson="{}")}
+    held = encoded(tracking_uri=address.replace("user:word@", ""), username="me", password="pass")
+    return {
+        "/version/": {"gitVersion": "v1.34.1", "major": "1", "minor": "34", "gitCommit": "c",
+                      "gitTreeState": "clean", "buildDate": "d", "goVersion": "g",
+                      "compiler": "gc", "platform": "linux/amd64"},
+        SPACE: {"metadata": {"name": "ml"}},
+        f"{SPACE}/serviceaccounts/runner": {"metadata": {"name": "runner"}},
+        REVIEW: {"spec": {}, "status": {"allowed": True}},
+        f"{SPACE}/secrets/records": {"type": "Opaque", "data": held},
+        f"{SPACE}/secrets/registry": pull,
+        f"{SPACE}/configmaps/kfp-launcher": {"data": {"defaultPipelineRoot": "s3://runs"}},
+        "/api/v1/nodes": {"items": NODES},
+        "/version": "3.17.0",
+        "/api/2.0/mlflow/registered-models/search": {"registered_models": []},
+        "/apis/v2beta1/healthz": {"multi_user": False},
+    }  # fmt: skip
+
+
+class Server(ThreadingHTTPServer):
+    """Answers from `answers`: {path: JSON, text, (status, JSON) or HANGS}."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.asked, self.headers = [], {}
+        self.answers = whole(self)
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        path = self.path.partition("?")[0]
+        self.server.asked.append(path)
+        self.server.headers[path] = dict(self.headers)
+        length = int(self.headers.get("Content-Length") or 0)
+        given = json.loads(self.rfile.read(length)) if length else None
+        answer = self.server.answers.get(path, status(404, f"{path} not found"))
+        answer = answer(given) if callable(answer) else answer
+        if answer is HANGS:
+            time.sleep(1)
+            return
+        code, body = answer if isinstance(answer, tuple) else (200, answer)
+        content = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    do_POST = do_GET
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    from kubernetes.config import kube_config
+
+    server = Server()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    context = {"name": "here", "context": {"cluster": "c", "user": "u"}}
+    cluster = {"server": f"http://127.0.0.1:{server.server_port}"}
+    content = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "here",
+        "contexts": [context],
+        "clusters": [{"name": "c", "cluster": cluster}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+    }
+    place = tmp_path / "kubeconfig"
+    place.write_text(yaml.safe_dump(content))
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(place))
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def findings(server, timeout=5.0, kfp=None, **changes):
+    cluster = Cluster.of({**copy.deepcopy(GPU), **changes})
+    return {found.check: found for found in preflight(cluster, kfp=kfp, timeout=timeout)}
+
+
+def test_a_cluster_that_lacks_nothing(server):
+    address = f"http://127.0.0.1:{server.server_port}"
+    found = findings(server, kfp=address)
+    assert list(found) == ["api", *CHECKS, "mlflow", "kubeflow"]
+    assert {one.state for one in found.values()} == {"ok"}, found
+    assert found["api"].text == f"Kubernetes v1.34.1 at {address}"
+    assert found["accelerators"].text == "1 of 2 nodes have 2 nvidia.com/gpu"
+    assert found["mlflow"].text == f"{address} is MLflow 3.17.0, with a registry"
+    assert server.headers["/version"]["Authorization"].startswith("Basic ")
+
+
+@pytest.mark.parametrize(
+    ("path", "check", "text"),
+    [
+        (SPACE, "namespace", "there is no namespace ml"),
+        (f"{SPACE}/serviceaccounts/runner", "service account", "there is no service account"),
+        (f"{SPACE}/secrets/records", "mlflow secret", "there is no secret records in ml"),
+        (f"{SPACE}/secrets/registry", "pull secret", "there is no secret registry in ml"),
+    ],
+)
+def test_what_is_missing_is_named_with_a_remedy(server, path, check, text):
+    del server.answers[path]
+    found = findings(server)[check]
+    assert found.state == "fail"
+    assert found.text.startswith(text)
+    assert found.remedy
+
+
+def test_nothing_else_is_asked_where_the_namespace_is_missing(server):
+    del server.answers[SPACE]
+    assert list(findings(server)) == ["api", "namespace"]
+
+
+PATHS = {
+    "namespace": SPACE,
+    "service account": f"{SPACE}/serviceaccounts/runner",
+    "mlflow secret": f"{SPACE}/secrets/records",
+    "pull secret": f"{SPACE}/secrets/registry",
+    "artifact store": f"{SPACE}/configmaps/kfp-launcher",
+    "nodes": "/api/v1/nodes",
+    "accelerators": "/api/v1/nodes",
+    "api": "/version/",
+}
+
+
+@pytest.mark.parametrize("check", PATHS)
+def test_a_denial_is_told_in_kubernetes_words(server, check):
+    server.answers[PATHS[check]] = status(403, 'user "me" cannot get that')
+    found = findings(server)[check]
+    assert found.state == "fail"
+    assert found.text == 'denied (403): user "me" cannot get that'
+    assert "administrator" in found.remedy
+
+
+@pytest.mark.parametrize("check", PATHS)
+def test_a_question_without_an_answer_ends(server, check):
+    server.answers[PATHS[check]] = HANGS
+    started = time.monotonic()
+    found = findings(server, timeout=0.2)[check]
+    assert time.monotonic() - started < 5
+    assert found.state == "fail"
+    assert found.text.startswith(f"no answer from http://127.0.0.1:{server.server_port}")
+
+
+def test_a_server_that_is_not_there(server):
+    server.shutdown()
+    server.server_close()
+    found = findings(server)
+    assert list(found) == ["api"]
+    assert found["api"].state == "fail"
+    assert "Connection refused" in found["api"].text
+
+
+def test_what_the_service_account_may_not_do(server):
+    def review(given):
+        asked = given["spec"]
+        assert asked["user"] == "system:serviceaccount:ml:runner"
+        attributes = asked["resourceAttributes"]
+        assert attributes["namespace"] == "ml"
+        return {"spec": {}, "status": {"allowed": attributes["resource"] != "workflowtaskresults"}}
+
+    server.answers[REVIEW] = review
+    found = findings(server)["service account"]
+    assert found.state == "fail"
+    assert found.text == "runner may not create workflowtaskresults, patch workflowtaskresults"
+
+
+def test_a_secret_without_its_keys(server):
+    place = f"{SPACE}/secrets/records"
+    server.answers[place] = {"data": encoded(username="me")}
+    found = findings(server)
+    assert found["mlflow secret"].text == "records has no key tracking-uri"
+    assert "mlflow" not in found
+    server.answers[place] = {"data": encoded(tracking_uri="http://127.0.0.1:1")}
+    found = findings(server)
+    assert found["mlflow secret"].state == "warn"
+    assert "no username and no password" in found["mlflow secret"].text
+
+
+def test_a_pull_secret_of_another_type(server):
+    server.answers[f"{SPACE}/secrets/registry"] = {"type": "Opaque", "data": {}}
+    found = findings(server)["pull secret"]
+    assert (found.state, found.text[:26]) == ("fail", "registry is of type Opaque")
+    assert findings(server, image_pull_secret=None)["pull secret"].text == "none asked for"
+
+
+def test_kubeflows_own_store_is_said(server):
+    del server.answers[PATHS["artifact store"]]
+    assert findings(server)["artifact store"].state == "warn"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "text"),
+    [
+        ([node("a"), node("b")], "of 2 nodes none has the labels"),
+        ([node("a", PRODUCT, [TAINT, {"key": "x", "effect": "NoExecute"}], **GPUS)],
+         "of 1 nodes none is ready and free of taints"),
+        ([node("a", PRODUCT, ready="False", **GPUS)], "of 1 nodes none is ready"),
+        ([node("a", PRODUCT), node("b")], "of 1 nodes none has 2 nvidia.com/gpu"),
+        ([node("a", PRODUCT, **{"nvidia.com/gpu": "1"})], "of 1 nodes none has 2 nvidia.com/gpu"),
+        ([node("a", PRODUCT, memory="16Gi", **GPUS)], "of 1 nodes none has 8 CPU, 32G besides"),
+    ],
+)  # fmt: skip
+def test_why_no_node_fits_is_said(server, nodes, text):
+    server.answers["/api/v1/nodes"] = {"items": nodes}
+    found = findings(server)["accelerators"]
+    assert found.state == "fail"
+    assert found.text.startswith(text)
+    assert findings(server, accelerator=None)["accelerators"].text == "none asked for"
+
+
+def test_tasks_without_an_accelerator_need_a_node_too(server):
+    server.answers["/api/v1/nodes"] = {"items": [node("gpu", PRODUCT, [TAINT], **GPUS)]}
+    found = findings(server)["nodes"]
+    assert (found.state, found.text) == ("fail", "of 1 nodes none has 1 CPU, 4G")
+    server.answers["/api/v1/nodes"] = {"items": [node("a", cpu="500m")]}
+    assert findings(server)["nodes"].state == "fail"
+
+
+@pytest.mark.parametrize(
+    ("path", "answer", "state", "text"),
+    [
+        ("/version", "2.22.0", "fail", "is MLflow 2.22.0"),
+        ("/version", (401, "no"), "fail", "answered 401"),
+        ("/api/2.0/mlflow/registered-models/search", (404, "no"), "fail", "answered 404"),
+        ("/version", HANGS, "warn", "cannot be reached from here"),
+    ],
+)
+def test_mlflow_is_asked_for_version_and_registry(server, path, answer, state, text):
+    server.answers[path] = answer
+    found = findings(server, timeout=0.5)["mlflow"]
+    assert (found.state, text in found.text) == (state, True), found
+
+
+def test_passwords_are_not_printed(server):
+    address = f"http://user:secret-word@127.0.0.1:{server.server_port}"
+    server.answers[f"{SPACE}/secrets/records"] = {"data": encoded(tracking_uri=address)}
+    assert "secret-word" not in str(findings(server)["mlflow"])
+
+
+def test_kubeflow_that_does_not_answer(server):
+    found = findings(server, kfp="http://127.0.0.1:1")["kubeflow"]
+    assert found.state == "fail"
+    assert "port-forward" in found.remedy
+
+
+@pytest.mark.parametrize("lacking", [False, True])
+def test_the_command_tells_and_exits(server, tmp_path, numbers, lacking):
+    if lacking:
+        del server.answers[SPACE]
+    file = tmp_path / "params.yaml"
+    file.write_text(yaml.safe_dump({"cluster": GPU}))
+    result = CliRunner().invoke(app, ["preflight", "--params", str(file)])
+    assert result.exit_code == int(lacking), result.output
+    lines = result.output.splitlines()
+    assert lines[0].startswith("ok    api ")
+    assert len(lines) == (2 if lacking else 9)
+    found = json.loads(
+        CliRunner().invoke(app, ["preflight", "--params", str(file), "--json"]).output
+    )
+    assert [one["check"] for one in found][:2] == ["api", "namespace"]
+
+
+def test_without_a_kubeconfig_there_is_nothing_to_ask(tmp_path, monkeypatch):
+    from kubernetes.config import kube_config
+
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    with pytest.raises(InputError, match="no cluster to ask"):
+        list(preflight(Cluster.of(copy.deepcopy(GPU))))
