@@ -262,6 +262,58 @@ def preflight(
 
 
 @app.command()
+def submit(
+    endpoint: Annotated[
+        str | None,
+        typer.Option(envvar="KFP_ENDPOINT", help="Address of Kubeflow Pipelines."),
+    ] = None,
+    dataset: Annotated[str | None, typer.Option(help="Of one pair.")] = None,
+    attack: Annotated[str | None, typer.Option(help="Of one pair.")] = None,
+    grid: Annotated[bool, typer.Option("--grid", help="All pairs of params.yaml's grid.")] = False,
+    at_once: Annotated[int | None, typer.Option(min=1, help="Runs under way, at most.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Stay until all have ended.")] = False,
+    pause: Annotated[float, typer.Option(help="Seconds between two looks.")] = 10.0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compile, and say no more.")] = False,
+    every: Annotated[str | None, typer.Option(help="Recurring: '0 0 3 * * *'.")] = None,
+    cancel: Annotated[str | None, typer.Option(help="End this run, by name or id.")] = None,
+    check: Annotated[bool, typer.Option("--preflight/--no-preflight")] = True,
+    context: Annotated[str | None, typer.Option(help="Of the kubeconfig.")] = None,
+    out: Annotated[Path, typer.Option(help="Where packages are written.")] = Path(
+        "build/pipelines"
+    ),
+    params_file: Params = Path("params.yaml"),
+) -> None:
+    """Submit pairs to Kubeflow; what has succeeded with the same numbers is skipped."""
+    from pipelines import command
+
+    if sum([grid, cancel is not None, dataset is not None or attack is not None]) != 1:
+        raise InputError("give --dataset and --attack, or --grid, or --cancel")
+    numbers = params.read(params_file)
+    if endpoint is None and not dry_run:
+        raise InputError("--endpoint (or KFP_ENDPOINT) must say where Kubeflow Pipelines is")
+    if cancel is not None:
+        command.cancel(numbers, endpoint or "", cancel)
+        return
+    wanted = command.compiled(numbers, dataset, attack, out)
+    if dry_run:
+        return
+    if check and not command.ready(numbers, endpoint or "", context):
+        sys.exit(1)
+    ended_well = command.submitted(
+        numbers,
+        endpoint or "",
+        wanted,
+        at_once=at_once,
+        wait=wait,
+        pause=pause,
+        every=every,
+        context=context,
+    )
+    if not ended_well:
+        sys.exit(1)
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     print(__version__)

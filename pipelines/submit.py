@@ -1,0 +1,242 @@
+"""Pairs onto a cluster: one run each, at most so many at once, what is finished skipped.
+
+A run is called after its pair and the digest of its compiled package, which holds every number,
+the code of the components and the image. So the same name means the same work: what has succeeded
+under it is not done again, and a changed number makes a new name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ngf import params
+from ngf.errors import InputError
+from pipelines.cluster import Cluster
+from pipelines.compile import compile_pair
+
+EXPERIMENT = "ngf"
+PAGE = 100
+LOG_LINES = 20
+ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
+DONE = "SUCCEEDED"
+CRON_FIELDS = 6  # Kubeflow's begins with the seconds
+
+
+@dataclass(frozen=True)
+class Package:
+    """A pair's compiled pipeline. name: of its runs."""
+
+    dataset: str
+    attack: str
+    path: Path
+
+    @property
+    def name(self) -> str:
+        digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        return f"{self.dataset} {self.attack} {digest[:8]}"
+
+
+def packages(
+    numbers: params.Settings, dataset: str | None, attack: str | None, folder: Path
+) -> list[Package]:
+    """Of one pair, or of the whole grid where neither is given.
+
+    Raises:
+        InputError: one of the two without the other, or a name that params.yaml does not have.
+    """
+    grid = params.section(numbers, "grid", Path("params.yaml"))
+    if (dataset is None) != (attack is None):
+        raise InputError("give --dataset and --attack, or --grid")
+    pairs = (
+        [(dataset, attack)]
+        if dataset is not None and attack is not None
+        else [(one, other) for one in grid["datasets"] for other in grid["attacks"]]
+    )
+    for one, other in pairs:
+        params.one_of(list(numbers["datasets"]), dataset=one)
+        params.one_of(list(numbers["attacks"]), attack=other)
+    return [Package(one, other, compile_pair(one, other, numbers, folder)) for one, other in pairs]
+
+
+class Board:
+    """The runs of an experiment in Kubeflow Pipelines."""
+
+    def __init__(self, endpoint: str, cluster: Cluster, experiment: str = EXPERIMENT) -> None:
+        from kfp import Client
+
+        self.client = Client(host=endpoint, namespace=cluster.namespace)
+        many = self.client.get_kfp_healthz().multi_user
+        self.namespace = cluster.namespace if many else None
+        self.account = cluster.service_account
+        self.experiment: str = self.client.create_experiment(
+            experiment, namespace=self.namespace
+        ).experiment_id
+
+    def runs(self) -> dict[str, Any]:
+        """The newest run of each name."""
+        found: dict[str, Any] = {}
+        for run in self._all():
+            found.setdefault(run.display_name, run)
+        return found
+
+    def _all(self) -> Iterator[Any]:
+        token = ""
+        while True:
+            page = self.client.list_runs(
+                page_token=token,
+                page_size=PAGE,
+                sort_by="created_at desc",
+                experiment_id=self.experiment,
+                namespace=self.namespace,
+            )
+            yield from page.runs or ()
+            token = page.next_page_token or ""
+            if not token:
+                return
+
+    def start(self, package: Package) -> None:
+        self.client.create_run_from_pipeline_package(
+            str(package.path),
+            run_name=package.name,
+            experiment_id=self.experiment,
+            namespace=self.namespace,
+            service_account=self.account,
+        )
+
+    def repeat(self, package: Package, cron: str) -> None:
+        """A recurring run.
+
+        Raises:
+            InputError: not six fields.
+        """
+        if len(cron.split()) != CRON_FIELDS:
+            raise InputError(f"--every takes six fields, seconds first, as '0 0 3 * * *': {cron!r}")
+        self.client.create_recurring_run(
+            self.experiment,
+            package.name,
+            cron_expression=cron,
+            pipeline_package_path=str(package.path),
+            service_account=self.account,
+        )
+
+    def cancel(self, name: str) -> None:
+        """End the run of this name or id.
+
+        Raises:
+            InputError: no such run is under way; the message has those that are.
+        """
+        active = [run for run in self._all() if run.state not in ENDED]
+        chosen = [run for run in active if name in (run.display_name, run.run_id)]
+        if not chosen:
+            known = ", ".join(run.display_name for run in active) or "none"
+            raise InputError(f"no run '{name}' is under way: there is {known}")
+        for run in chosen:
+            self.client.terminate_run(run.run_id)
+
+
+def submit(
+    board: Board,
+    wanted: Sequence[Package],
+    *,
+    at_once: int | None = None,
+    wait: bool = False,
+    pause: float = 10.0,
+    show: Callable[[Mapping[str, str]], None] = lambda states: None,
+) -> dict[str, str]:
+    """Start what has not succeeded and is not under way. {name: state} at the end.
+
+    Args:
+        at_once: runs under way at the same time, at most; then it stays until the last is started.
+        wait: stay until all have ended. pause: seconds between two looks.
+        show: is told the states after each look.
+    """
+    left = list(wanted)
+    started: set[str] = set()
+    while True:
+        runs = board.runs()
+        states = {package.name: _state(package.name, runs, started) for package in wanted}
+        left = [p for p in left if states[p.name] in ("", "FAILED", "CANCELED", "SKIPPED")]
+        left = [package for package in left if package.name not in started]
+        active = sum(state not in ("", *ENDED) for state in states.values())
+        room = len(left) if at_once is None else max(0, at_once - active)
+        for package in left[:room]:
+            board.start(package)
+            started.add(package.name)
+            states[package.name] = "PENDING"
+        left = left[room:]
+        show(states)
+        under_way = any(state not in ("", *ENDED) for state in states.values())
+        if not left and not (wait and under_way):
+            return states
+        time.sleep(pause)
+
+
+def _state(name: str, runs: Mapping[str, Any], started: set[str]) -> str:
+    """ "" where there is no run. A run that was just started may not be listed yet."""
+    if name not in runs:
+        return "PENDING" if name in started else ""
+    return runs[name].state or "PENDING"
+
+
+def failures(board: Board, names: Iterable[str], log: Callable[[str], str]) -> list[str]:
+    """For each run that failed: which task, what Kubeflow says, and the end of its log.
+
+    Args:
+        log: of a pod, by its name.
+    """
+    runs = board.runs()
+    lines = []
+    for name in names:
+        run = board.client.get_run(runs[name].run_id)
+        details = run.run_details.task_details if run.run_details else None
+        failed = [task for task in details or () if task.state == "FAILED"]
+        pods = [(task, pod) for task in failed for pod in _pods(task)]
+        if not pods:
+            said = run.error.message if run.error else "Kubeflow names no task"
+            lines.append(f"{name}: {said}")
+        for task, pod in pods:
+            said = f": {task.error.message}" if task.error and task.error.message else ""
+            lines.append(f"{name}: task '{task.display_name}' failed{said}")
+            lines += [f"    {line}" for line in log(pod).splitlines()[-LOG_LINES:]]
+    return lines
+
+
+def _pods(task: Any) -> list[str]:
+    pods = [task.pod_name, *(child.pod_name for child in task.child_tasks or ())]
+    return [pod for pod in dict.fromkeys(pods) if pod]
+
+
+def pod_log(context: str | None, namespace: str, timeout: float = 10.0) -> Callable[[str], str]:
+    """A function that gives the end of a pod's log, or says why there is none."""
+
+    def log(pod: str) -> str:
+        from kubernetes import client, config
+        from kubernetes.client.exceptions import ApiException
+        from kubernetes.config.config_exception import ConfigException
+        from urllib3.exceptions import HTTPError
+
+        settings = client.Configuration()
+        settings.retries = False
+        try:
+            api = config.new_client_from_config(
+                context=context, persist_config=False, client_configuration=settings
+            )
+            return str(
+                client.CoreV1Api(api).read_namespaced_pod_log(
+                    pod,
+                    namespace,
+                    container="main",
+                    tail_lines=LOG_LINES,
+                    _request_timeout=(timeout, timeout),
+                )
+            )
+        except (ApiException, HTTPError, ConfigException) as error:
+            said = getattr(error, "reason", None) or error
+            return f"(no log of pod {pod}: {str(said).splitlines()[0]})"
+
+    return log
