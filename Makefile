@@ -11,7 +11,16 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help install run table test test-fast lint format compile kfp-local lock clean
+# Images are named after the commit: Kubeflow caches on the name. TARGET: cuda or cpu.
+ENGINE ?= $(if $(shell command -v docker),docker,podman)
+REGISTRY ?= localhost
+TARGET ?= cuda
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' src/ngf/__init__.py)
+REVISION := $(shell git describe --always --dirty '--exclude=*' --abbrev=12 2>/dev/null)
+IMAGE = $(REGISTRY)/ngf-python:$(VERSION)-$(TARGET)-$(REVISION)
+
+.PHONY: help install run table test test-fast test-containers lint format compile kfp-local
+.PHONY: image image-name image-push lock clean
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,20 +40,35 @@ table: install  ## print the results again
 	@ngf table
 
 test: lint compile  ## lint, types, compile check, all tests, a small end-to-end run
-	python -m pytest -n 2 --dist worksteal
+	python -m pytest -n 2 --dist worksteal -m "not containers"
 
 test-fast: install  ## the tests that take seconds
-	python -m pytest -n 2 -m "not slow"
+	python -m pytest -n 2 -m "not slow and not containers"
+
+test-containers: install  ## build the image and run a pair in it, by podman (skipped where it cannot run)
+	python -m pytest -m containers -rs
 
 lint: install  ## style and types
 	ruff check .
 	ruff format --check .
 	mypy
-	hadolint docker/Dockerfile
+	hadolint docker/Dockerfile docker/mlflow.Dockerfile
 
 format: install  ## mend style
 	ruff check --fix-only --quiet .
 	ruff format --quiet .
+
+image:  ## build the image of the components; TARGET=cpu leaves CUDA out
+	$(ENGINE) build -f docker/Dockerfile --target $(TARGET) $(BUILD_FLAGS) \
+	    --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) -t $(IMAGE) .
+
+image-name:  ## print its name
+	@echo $(IMAGE)
+
+image-push:  ## push it to REGISTRY, and print what NGF_IMAGE must be
+	@case "$(REVISION)" in *-dirty) echo "commit first: the name would not say what is in it" >&2; exit 2;; esac
+	$(ENGINE) push $(IMAGE)
+	@$(ENGINE) inspect --format 'export NGF_IMAGE={{index .RepoDigests 0}}' $(IMAGE)
 
 compile: install  ## write one Kubeflow package a dataset-attack pair
 	python -m pipelines.compile
@@ -54,7 +78,7 @@ kfp-local: install  ## run one pair through Kubeflow's local runner
 
 lock:  ## resolve the dependencies anew into requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/pip install --quiet -e '.[pipeline,timm,dev]' 'torch==2.13.0' 'torchvision==0.28.0'
+	build/lock/bin/pip install --quiet -e '.[pipeline,s3,timm,dev]' 'torch==2.13.0' 'torchvision==0.28.0'
 	build/lock/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
 	rm -rf build/lock
 

@@ -1,8 +1,18 @@
 """evaluate: ACC, ASR and RA of a model, beside its victim and the clean reference."""
 
-from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import (
+    HTML,
+    Artifact,
+    ClassificationMetrics,
+    Dataset,
+    Input,
+    Markdown,
+    Metrics,
+    Model,
+    Output,
+)
 
-from components._image import component
+from components._component import component
 
 
 @component()
@@ -15,12 +25,15 @@ def evaluate(
     thresholds: dict,
     out: Output[Artifact],
     metrics: Output[Metrics],
+    confusion: Output[ClassificationMetrics],
+    summary: Output[Markdown],
+    report: Output[HTML],
 ):
     """Measure a model on the test split, clean and triggered."""
     import json
     from pathlib import Path
 
-    from ngf import stages
+    from ngf import shown, stages
 
     reads = {"model": model, "victim": victim, "reference": reference}
     paths = {name: artifact.path for name, artifact in reads.items()}
@@ -28,5 +41,11 @@ def evaluate(
     outcome = stages.run("evaluate", settings={"thresholds": thresholds}, **paths)
     for name, value in outcome.metrics.items():
         metrics.log_metric(name, value)
+    classes, counts = shown.confusion(Path(out.path))
+    if classes:
+        confusion.log_confusion_matrix(classes, counts)
+    Path(summary.path).write_text(shown.markdown(Path(out.path)))
+    Path(report.path).write_text(shown.html(Path(out.path)))
     # KFP takes a metrics artifact without a file for one that is lost, and never caches the task.
-    Path(metrics.path).write_text(json.dumps(outcome.metrics))
+    for one in (metrics, confusion):
+        Path(one.path).write_text(json.dumps(one.metadata))

@@ -2,7 +2,7 @@
 
 from kfp.dsl import Dataset, Input, Metrics, Model, Output
 
-from components._image import component
+from components._component import component
 
 
 @component()

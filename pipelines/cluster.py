@@ -16,6 +16,14 @@ MLFLOW_ENVIRONMENT = {
     "username": "MLFLOW_TRACKING_USERNAME",
     "password": "MLFLOW_TRACKING_PASSWORD",
 }
+# Of cluster.raw.secret; each may be missing.
+RAW_ENVIRONMENT = {
+    "aws-access-key-id": "AWS_ACCESS_KEY_ID",
+    "aws-secret-access-key": "AWS_SECRET_ACCESS_KEY",
+    "aws-endpoint-url": "AWS_ENDPOINT_URL",
+    "git-token": "NGF_GIT_TOKEN",
+}
+RAW_FOLDER = "/work/data"  # `data` in the image's working directory
 EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
 
@@ -58,14 +66,34 @@ class Toleration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Raw:
+    """Where `prepare` finds raw images, unless it downloads them or they are drawn.
+
+    repository: git address of a checkout of this project whose DVC tracks them. secret: holds what
+    DVC's remote and git ask for. claim: a persistent volume claim that holds them instead; its root
+    becomes the folder `data`.
+    """
+
+    repository: str | None
+    secret: str | None
+    claim: str | None
+
+    def __post_init__(self) -> None:
+        if self.repository and self.claim:
+            raise InputError("cluster.raw: give a repository or a claim, not both")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cluster:
     """`heavy` tasks train and purify; where there is an accelerator they ask for `accelerators`
     of it, on nodes that `node_selector` selects and `tolerations` tolerate."""
 
     namespace: str
     service_account: str
-    mlflow_secret: str
+    image: str | None
+    mlflow_secret: str | None
     image_pull_secret: str | None
+    raw: Raw
     accelerator: str | None
     accelerators: int
     node_selector: dict[str, str] = field(default_factory=dict)
@@ -82,7 +110,8 @@ class Cluster:
             InputError: an unknown or missing key, or a value that Kubernetes would refuse.
         """
         given = params.options(_section, section, "cluster")
-        for name, kind in (("light", Resources), ("heavy", Resources), ("retries", Retries)):
+        parts = {"raw": Raw, "light": Resources, "heavy": Resources, "retries": Retries}
+        for name, kind in parts.items():
             given[name] = params.parse(kind, given[name], f"cluster.{name}")
         given["tolerations"] = [
             params.parse(Toleration, one, f"cluster.tolerations[{place}]")
@@ -106,8 +135,10 @@ def _section(
     *,
     namespace: str,
     service_account: str,
-    mlflow_secret: str,
+    image: str | None,
+    mlflow_secret: str | None,
     image_pull_secret: str | None,
+    raw: dict,
     accelerator: str | None,
     accelerators: int,
     node_selector: dict,
@@ -119,10 +150,13 @@ def _section(
     """The section's keys and their kinds."""
 
 
-def place(task: dsl.PipelineTask, cluster: Cluster, *, heavy: bool = False) -> dsl.PipelineTask:
-    """Resources, time-out, retries and credentials of a task; an accelerator where it is heavy."""
+def place(
+    task: dsl.PipelineTask, cluster: Cluster, image: str, *, heavy: bool = False
+) -> dsl.PipelineTask:
+    """Image, resources, time-out, retries and credentials; an accelerator where it is heavy."""
     from kfp import kubernetes
 
+    task.set_container_image(image)
     needs = cluster.heavy if heavy else cluster.light
     task.set_cpu_request(needs.cpu).set_memory_request(needs.memory)
     again = cluster.retries
@@ -137,9 +171,22 @@ def place(task: dsl.PipelineTask, cluster: Cluster, *, heavy: bool = False) -> d
         _accelerate(task, cluster)
     if cluster.image_pull_secret:
         kubernetes.set_image_pull_secrets(task, [cluster.image_pull_secret])
-    environment = MLFLOW_ENVIRONMENT
-    kubernetes.use_secret_as_env(task, cluster.mlflow_secret, environment, optional=True)
+    if cluster.mlflow_secret:
+        environment = MLFLOW_ENVIRONMENT
+        kubernetes.use_secret_as_env(task, cluster.mlflow_secret, environment, optional=True)
     return task
+
+
+def place_raw(task: dsl.PipelineTask, raw: Raw) -> None:
+    """The folder for raw images: a claim's, or an empty one to pull or download into."""
+    from kfp import kubernetes
+
+    if raw.claim:
+        kubernetes.mount_pvc(task, raw.claim, RAW_FOLDER)
+    else:
+        kubernetes.empty_dir_mount(task, "raw-images", RAW_FOLDER)
+    if raw.secret:
+        kubernetes.use_secret_as_env(task, raw.secret, RAW_ENVIRONMENT, optional=True)
 
 
 def _accelerate(task: dsl.PipelineTask, cluster: Cluster) -> None:

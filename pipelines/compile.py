@@ -1,16 +1,19 @@
 """Write one Kubeflow package a dataset-attack pair: `python -m pipelines.compile`."""
 
 import argparse
+import hashlib
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from ngf import params
+from pipelines.cluster import Cluster
+from pipelines.image import image_of, revision
 
 
 def compile_pair(dataset: str, attack: str, numbers: params.Settings, out: Path) -> Path:
     """Write `out`/ngf-<dataset>-<attack>.yaml; the same numbers give the same bytes."""
     from kfp import compiler
-
-    from pipelines.purification import build
 
     needed = ["prepare", "evaluate", "promote", "cluster", f"attacks.{attack}"]
     needed += [f"{section}.{dataset}" for section in ("datasets", "train")]
@@ -19,7 +22,7 @@ def compile_pair(dataset: str, attack: str, numbers: params.Settings, out: Path)
         params.section(numbers, path, Path("params.yaml"))
     out.mkdir(parents=True, exist_ok=True)
     package = out / f"ngf-{dataset}-{attack}.yaml"
-    compiler.Compiler().compile(build(dataset, attack, numbers), str(package))
+    compiler.Compiler().compile(_pipeline(dataset, attack, numbers), str(package))
     _drop_comments(package)
     return package
 
@@ -30,15 +33,59 @@ def _drop_comments(package: Path) -> None:
     package.write_text("".join(line for line in lines if not line.startswith("#")))
 
 
+def manifest_pair(
+    dataset: str, attack: str, numbers: params.Settings, out: Path
+) -> tuple[Path, str]:
+    """Write the pair as Kubernetes' own Pipeline and PipelineVersion, for GitOps.
+
+    Returns the file and the version's name, which ends in the digest of the package that
+    `compile_pair` writes: other numbers are another version.
+    """
+    from kfp import compiler
+    from kfp.compiler.compiler_utils import KubernetesManifestOptions
+
+    with tempfile.TemporaryDirectory() as folder:
+        package = compile_pair(dataset, attack, numbers, Path(folder))
+        version = f"{package.stem}-{hashlib.sha256(package.read_bytes()).hexdigest()[:8]}"
+        file = out / package.name
+    out.mkdir(parents=True, exist_ok=True)
+    options = KubernetesManifestOptions(
+        pipeline_name=file.stem,
+        pipeline_version_name=version,
+        namespace=Cluster.of(numbers["cluster"]).namespace,
+        include_pipeline_manifest=True,
+    )
+    compiler.Compiler().compile(
+        _pipeline(dataset, attack, numbers),
+        str(file),
+        kubernetes_manifest_format=True,
+        kubernetes_manifest_options=options,
+    )
+    return file, version
+
+
+def _pipeline(dataset: str, attack: str, numbers: params.Settings) -> Any:
+    from pipelines.purification import build
+
+    cluster = Cluster.of(numbers["cluster"])
+    tracked = revision("cluster.raw.repository") if cluster.raw.repository else None
+    return build(dataset, attack, numbers, image_of(cluster), tracked)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--out", type=Path, default=Path("build/pipelines"))
+    parser.add_argument(
+        "--manifests", type=Path, help="also write Kubernetes' own resources there, for GitOps"
+    )
     arguments = parser.parse_args()
     numbers = params.read(arguments.params)
     for dataset in numbers["grid"]["datasets"]:
         for attack in numbers["grid"]["attacks"]:
             print(compile_pair(dataset, attack, numbers, arguments.out))
+            if arguments.manifests:
+                print(manifest_pair(dataset, attack, numbers, arguments.manifests)[0])
 
 
 if __name__ == "__main__":

@@ -8,12 +8,23 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from ngf import params
 
 
-def run_pair(dataset: str, attack: str, numbers: params.Settings, root: Path) -> dict[str, bytes]:
+def run_pair(
+    dataset: str,
+    attack: str,
+    numbers: params.Settings,
+    root: Path,
+    runner: Any = None,
+    image: str = "localhost/ngf-python",
+) -> dict[str, bytes]:
     """Run the pair's pipeline below `root`, which is emptied. Returns {defense: metrics.json}.
+
+    Args:
+        runner: of `kfp.local`; by default tasks are processes of this environment, without image.
 
     Raises:
         RuntimeError: a task failed; KFP's message names it and its traceback is printed above.
@@ -26,8 +37,9 @@ def run_pair(dataset: str, attack: str, numbers: params.Settings, root: Path) ->
 
     shutil.rmtree(root, ignore_errors=True)
     # The stages are installed here: a task needs no virtual environment of its own.
-    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
-    build(dataset, attack, numbers)()
+    runner = runner or local.SubprocessRunner(use_venv=False)
+    local.init(runner, pipeline_root=str(root))
+    build(dataset, attack, numbers, image)()
     written = [file.read_bytes() for file in sorted(root.rglob("out/metrics.json"))]
     return {json.loads(content)["defense"]: content for content in written}
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from ngf.errors import InputError
 from ngf.lineage import without_passwords
-from pipelines.cluster import MLFLOW_ENVIRONMENT, Cluster, Resources
+from pipelines.cluster import MLFLOW_ENVIRONMENT, RAW_ENVIRONMENT, Cluster, Resources
+from pipelines.image import DIRTY, image_of
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 LEAST_MLFLOW = (3, 0)  # aliases, logged models and the registry as this project uses them
@@ -197,8 +198,64 @@ def _allowed(asked: Asked, cluster: Cluster, verb: str, group: str, resource: st
     return bool(answer.status.allowed)
 
 
+def _image(asked: Asked, cluster: Cluster) -> Finding:
+    """Its name; whether it can be pulled, only a node knows."""
+    try:
+        image = image_of(cluster)
+    except InputError as error:
+        return Finding("image", FAIL, str(error))
+    if image.endswith(DIRTY):
+        remedy = "commit, `make image-push`, and set NGF_IMAGE to what that prints"
+        return Finding("image", FAIL, f"{image} is of uncommitted changes", remedy)
+    if image.startswith("localhost/"):
+        remedy = "`make image-push REGISTRY=...`, and set NGF_IMAGE to what that prints"
+        return Finding("image", WARN, f"{image} must be on every node already", remedy)
+    return Finding("image", OK, image)
+
+
+def _raw(asked: Asked, cluster: Cluster) -> Finding:
+    """Where raw images come from."""
+    raw, space = cluster.raw, cluster.namespace
+    if raw.claim:
+        remedy = "apply pipelines/manifests/claim.yaml, or set cluster.raw.claim"
+        found = _exists(
+            "raw images",
+            lambda: asked(asked.core.read_namespaced_persistent_volume_claim, raw.claim, space),
+            f"persistent volume claim {raw.claim} in {space}",
+            remedy,
+        )
+        if isinstance(found, Finding):
+            return found
+        phase = found.status.phase
+        if phase == "Lost":
+            return Finding("raw images", FAIL, f"the volume of claim {raw.claim} is lost", remedy)
+        if phase == "Pending":
+            text = f"claim {raw.claim} is not bound: right where that waits for a first pod"
+            return Finding("raw images", WARN, text)
+        return Finding("raw images", OK, f"claim {raw.claim} is bound")
+    if raw.repository is None:
+        return Finding("raw images", OK, "drawn, or downloaded by the tasks")
+    shown = without_passwords(raw.repository)
+    if raw.secret is None:
+        return Finding("raw images", OK, f"pulled by DVC from {shown}, without credentials")
+    keys = " ".join(f"--from-literal={key}=..." for key in RAW_ENVIRONMENT)
+    found = _exists(
+        "raw images",
+        lambda: asked(asked.core.read_namespaced_secret, raw.secret, space),
+        f"secret {raw.secret} in {space} for DVC's remote and git",
+        f"kubectl -n {space} create secret generic {raw.secret} {keys}, or set cluster.raw.secret",
+    )
+    if isinstance(found, Finding):
+        return found
+    held = ", ".join(key for key in RAW_ENVIRONMENT if (found.data or {}).get(key)) or "nothing"
+    return Finding("raw images", OK, f"pulled by DVC from {shown}; {raw.secret} has {held}")
+
+
 def _secret(asked: Asked, cluster: Cluster) -> Finding:
     name, space = cluster.mlflow_secret, cluster.namespace
+    if name is None:
+        text = "none asked for: MLflow's address comes from Kubeflow's plugin, or nothing is kept"
+        return Finding("mlflow secret", WARN, text)
     keys = " ".join(f"--from-literal={key}=..." for key in MLFLOW_ENVIRONMENT)
     remedy = f"kubectl -n {space} create secret generic {name} {keys}"
     found = _exists(
@@ -315,6 +372,8 @@ Check = Callable[[Asked, Cluster], Finding]
 CHECKS: dict[str, Check] = {
     "namespace": _namespace,
     "service account": _service_account,
+    "image": _image,
+    "raw images": _raw,
     "mlflow secret": _secret,
     "pull secret": _pull_secret,
     "artifact store": _artifacts,
@@ -328,6 +387,8 @@ def _mlflow(asked: Asked, cluster: Cluster) -> Iterator[Finding]:
     from kubernetes.client.exceptions import ApiException
     from urllib3.exceptions import HTTPError
 
+    if cluster.mlflow_secret is None:
+        return
     try:
         secret = asked(asked.core.read_namespaced_secret, cluster.mlflow_secret, cluster.namespace)
     except (ApiException, HTTPError):

@@ -21,12 +21,19 @@ from components.promote import promote
 from components.purify import purify
 from components.report_status import report_status
 from components.train import train_reference, train_victim
-from pipelines.cluster import Cluster, place
+from pipelines.cluster import Cluster, place, place_raw
 
 
-def build(dataset: str, attack: str, numbers: Mapping[str, Any]) -> Any:
-    """The pipeline of one pair, with the numbers of params.yaml as defaults."""
+def build(
+    dataset: str, attack: str, numbers: Mapping[str, Any], image: str, revision: str | None = None
+) -> Any:
+    """The pipeline of one pair, with the numbers of params.yaml as defaults.
+
+    Args:
+        image: of every task. revision: git's, of `cluster.raw.repository` where there is one.
+    """
     grid, cluster = numbers["grid"], Cluster.of(numbers["cluster"])
+    tracked = {"repository": cluster.raw.repository, "revision": revision}
 
     @dsl.pipeline(
         name=f"ngf-{dataset}-{attack}".replace("_", "-"),
@@ -36,6 +43,7 @@ def build(dataset: str, attack: str, numbers: Mapping[str, Any]) -> Any:
     def purification(
         protocol: dict = numbers["prepare"],
         source: dict = numbers["datasets"][dataset],
+        raw: dict = tracked if cluster.raw.repository else {},
         recipe: dict = numbers["train"][dataset],
         attack_options: dict = numbers["attacks"][attack],
         safeguards: dict = numbers["purify"],
@@ -43,13 +51,15 @@ def build(dataset: str, attack: str, numbers: Mapping[str, Any]) -> Any:
         gate: dict = numbers["promote"],
     ):
         def placed(task: dsl.PipelineTask, name: str, *, heavy: bool = False) -> Any:
-            return place(task.set_display_name(name), cluster, heavy=heavy).outputs
+            return place(task.set_display_name(name), cluster, image, heavy=heavy).outputs
 
         end = report_status(pair=f"{dataset} {attack}")
         end.set_caching_options(False)
         placed(end, "how it ended")
         with dsl.ExitHandler(end, name="purification"):
-            data = placed(prepare(dataset=dataset, protocol=protocol, source=source), "prepare")
+            first = prepare(dataset=dataset, protocol=protocol, source=source, raw=raw)
+            place_raw(first, cluster.raw)
+            data = placed(first, "prepare")
             reference = placed(
                 train_reference(dataset=dataset, train=data["train"], recipe=recipe),
                 "reference",

@@ -10,6 +10,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers are as many as cores: a threa
 
 import numpy as np
 import pytest
+import servers
 import torch
 from torch.optim.swa_utils import update_bn
 
@@ -46,6 +47,13 @@ def database(tmp_path_factory):
         [sys.executable, "-m", "mlflow", "db", "upgrade", uri], check=True, capture_output=True
     )
     return uri
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory):
+    """(address, bucket) of a real server that speaks S3."""
+    with servers.s3_store(tmp_path_factory.mktemp("s3"), "ngf") as address:
+        yield address, "ngf"
 
 
 @pytest.fixture(scope="session")

@@ -1,20 +1,27 @@
 """What compiled packages ask of a cluster: fields of the IR against `cluster:` in params.yaml."""
 
 import copy
+import re
+import subprocess
 
 import pytest
 import yaml
+from conftest import ROOT
 
+import ngf
 from ngf.errors import InputError
-from pipelines.cluster import Cluster, Toleration
+from pipelines.cluster import RAW_ENVIRONMENT, Cluster, Toleration
 from pipelines.compile import compile_pair
+from pipelines.image import DIRTY, image_of
 
 HEAVY = {"train-reference", "train-victim", "purify", "purify-2", "purify-3"}
 GPU = {
     "namespace": "ml",
     "service_account": "runner",
+    "image": "registry.example.org/ngf-python@sha256:" + "0a" * 32,
     "mlflow_secret": "records",
     "image_pull_secret": "registry",
+    "raw": {"repository": None, "secret": None, "claim": None},
     "accelerator": "nvidia.com/gpu",
     "accelerators": 2,
     "node_selector": {"nvidia.com/gpu.product": "NVIDIA-L4"},
@@ -75,7 +82,8 @@ def test_every_task_asks_for_its_share_of_a_node_and_of_time(numbers, tmp_path):
         assert container["resources"]["cpuRequest"] == cpu
         assert container["resources"]["memoryRequest"] == memory
         assert kubernetes[name]["activeDeadlineSeconds"] == str(seconds)
-        shared = kubernetes[name].get("emptyDirMounts", [])
+        mounted = kubernetes[name].get("emptyDirMounts", [])
+        shared = [one for one in mounted if one.get("medium")]
         assert [(one["mountPath"], one["medium"], one["sizeLimit"]) for one in shared] == (
             [("/dev/shm", "Memory", "4Gi")] if name in HEAVY else []
         )
@@ -128,6 +136,67 @@ def test_the_end_is_reported_whatever_happened(numbers, tmp_path):
     assert end["dependentTasks"] == ["exit-handler-1"]
 
 
+def test_every_task_runs_in_the_image_that_is_named(numbers, tmp_path, monkeypatch):
+    other = "registry.example.org/ngf-python:0.1.0-cpu-0123456789ab"
+    monkeypatch.setenv("NGF_IMAGE", other)
+    for section, image in ((GPU, GPU["image"]), ({**GPU, "image": None}, other)):
+        containers = compiled(numbers, section, tmp_path)[1]
+        assert {container["image"] for container in containers.values()} == {image}
+
+
+def test_the_image_of_a_checkout_is_called_after_its_revision(monkeypatch):
+    monkeypatch.delenv("NGF_IMAGE", raising=False)
+    gpu = image_of(Cluster.of({**GPU, "image": None}))
+    cpu = image_of(Cluster.of({**GPU, "image": None, "accelerator": None}))
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout[:12]
+    assert gpu.removesuffix(DIRTY) == f"localhost/ngf-python:{ngf.__version__}-cuda-{head}"
+    assert cpu.removesuffix(DIRTY) == f"localhost/ngf-python:{ngf.__version__}-cpu-{head}"
+    said = subprocess.run(
+        ["make", "-s", "-C", ROOT, "image-name", "TARGET=cpu"], capture_output=True, text=True
+    )
+    assert said.stdout.strip() == cpu, said.stderr
+
+
+@pytest.mark.parametrize("image", ["ngf-python", "r/ngf-python:latest", "r:5000/ngf-python:0.1.0"])
+def test_an_image_that_may_change_under_its_name_is_refused(image):
+    with pytest.raises(InputError, match="may change under its name"):
+        image_of(Cluster.of({**GPU, "image": image}))
+
+
+def test_raw_images_lie_in_an_empty_folder_a_claim_or_are_pulled_at_the_revision(numbers, tmp_path):
+    def prepared(**raw):
+        section = {**GPU, "raw": {"repository": None, "secret": None, "claim": None, **raw}}
+        _, _, kubernetes = compiled(numbers, section, tmp_path)
+        others = [node for name, node in kubernetes.items() if name != "prepare"]
+        assert not any("pvcMount" in node for node in others)
+        assert all(len(node["secretAsEnv"]) == 1 for node in others)
+        spec = yaml.safe_load((tmp_path / "ngf-signs-badnets.yaml").read_text().split("\n---")[0])
+        given = spec["root"]["inputDefinitions"]["parameters"]["raw"]["defaultValue"]
+        return kubernetes["prepare"], given
+
+    node, given = prepared()
+    assert [one["mountPath"] for one in node["emptyDirMounts"]] == ["/work/data"]
+    assert given == {}
+    node, given = prepared(claim="images")
+    assert "emptyDirMounts" not in node
+    (mount,) = node["pvcMount"]
+    assert mount["mountPath"] == "/work/data"
+    assert mount["pvcNameParameter"]["runtimeValue"]["constant"] == "images"
+    node, given = prepared(repository="https://git.example.org/ngf", secret="keys")
+    assert given["repository"] == "https://git.example.org/ngf"
+    assert re.fullmatch("[0-9a-f]{40}(-dirty)?", given["revision"])
+    (secret,) = (one for one in node["secretAsEnv"] if one["secretName"] != "records")
+    assert secret["secretName"] == "keys"
+    assert {one["secretKey"]: one["envVar"] for one in secret["keyToEnv"]} == RAW_ENVIRONMENT
+
+
+def test_without_a_secret_tasks_get_no_address_of_mlflow(numbers, tmp_path):
+    kubernetes = compiled(numbers, {**GPU, "mlflow_secret": None}, tmp_path)[2]
+    assert not any("secretAsEnv" in node for node in kubernetes.values())
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -137,6 +206,10 @@ def test_the_end_is_reported_whatever_happened(numbers, tmp_path):
         ({"node_selector": {"gpu": True}}, "cluster.node_selector.gpu: True is not str: quote it"),
         ({"tolerations": [{"operator": "In"}]}, "unknown toleration_operator 'In'"),
         ({"tolerations": [{"effect": "Never"}]}, "unknown toleration_effect 'Never'"),
+        (
+            {"raw": {"repository": "r", "secret": None, "claim": "c"}},
+            "cluster.raw: give a repository or a claim, not both",
+        ),
         ({"heavy": {**GPU["heavy"], "hours": 0}}, "cluster.heavy.hours must lie between"),
     ],
 )

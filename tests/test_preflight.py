@@ -173,6 +173,57 @@ def test_nothing_else_is_asked_where_the_namespace_is_missing(server):
     assert list(findings(server)) == ["api", "namespace"]
 
 
+CLAIM = f"{SPACE}/persistentvolumeclaims/images"
+RAW = {"repository": None, "secret": None, "claim": "images"}
+
+
+def test_a_claim_of_raw_images(server):
+    def found(phase=None):
+        server.answers[CLAIM] = {"status": {"phase": phase}} if phase else status(404, "not found")
+        one = findings(server, raw=RAW)["raw images"]
+        return one.state, one.text
+
+    assert found() == ("fail", "there is no persistent volume claim images in ml")
+    assert found("Bound") == ("ok", "claim images is bound")
+    assert found("Lost") == ("fail", "the volume of claim images is lost")
+    assert found("Pending")[0] == "warn"
+    server.answers[CLAIM] = status(403, "no")
+    assert "denied (403)" in findings(server, raw=RAW)["raw images"].text
+    server.answers[CLAIM] = HANGS
+    assert "no answer" in findings(server, timeout=0.2, raw=RAW)["raw images"].text
+
+
+def test_a_repository_of_raw_images_and_its_secret(server):
+    raw = {"repository": "https://me:word@git.example.org/ngf", "secret": "keys", "claim": None}
+    found = findings(server, raw=raw)["raw images"]
+    assert (found.state, found.text[:26]) == ("fail", "there is no secret keys in")
+    assert "--from-literal=git-token=..." in found.remedy
+    server.answers[f"{SPACE}/secrets/keys"] = {"data": encoded(git_token="t")}
+    found = findings(server, raw=raw)["raw images"]
+    assert found.state == "ok"
+    assert found.text == "pulled by DVC from https://git.example.org/ngf; keys has git-token"
+    assert findings(server, raw={**raw, "secret": None})["raw images"].state == "ok"
+
+
+def test_the_image_is_pinned_clean_and_where_nodes_find_it(server):
+    place = "registry.example.org/ngf-python"
+    for image, state, text in (
+        (f"{place}:0.1.0-cpu-0123456789ab", "ok", place),
+        (f"{place}:latest", "fail", "may change under its name"),
+        (f"{place}:0.1.0-cpu-0123456789ab-dirty", "fail", "uncommitted"),
+        ("localhost/ngf-python:0.1.0-cpu-0123456789ab", "warn", "localhost"),
+    ):
+        found = findings(server, image=image)["image"]
+        assert found.state == state
+        assert text in str(found)
+
+
+def test_without_a_secret_mlflow_is_kubeflows_to_name(server):
+    found = findings(server, mlflow_secret=None)
+    assert found["mlflow secret"].state == "warn"
+    assert "mlflow" not in found
+
+
 PATHS = {
     "namespace": SPACE,
     "service account": f"{SPACE}/serviceaccounts/runner",
@@ -316,7 +367,7 @@ def test_the_command_tells_and_exits(server, tmp_path, numbers, lacking):
     assert result.exit_code == int(lacking), result.output
     lines = result.output.splitlines()
     assert lines[0].startswith("ok    api ")
-    assert len(lines) == (2 if lacking else 9)
+    assert len(lines) == (2 if lacking else 2 + len(CHECKS))
     found = json.loads(
         CliRunner().invoke(app, ["preflight", "--params", str(file), "--json"]).output
     )

@@ -57,6 +57,12 @@ def proportion(hit_N: Tensor, y_N: Tensor, n_classes: int) -> dict[str, Any] | N
     return {"value": hits / n, "low": low, "high": high, "n": n, "per_class": per_class}
 
 
+def confusion(predicted_N: Tensor, y_N: Tensor, n_classes: int) -> list[list[int]]:
+    """How many images of each class (rows) were answered with each class (columns)."""
+    cells_N = y_N * n_classes + predicted_N
+    return torch.bincount(cells_N, minlength=n_classes**2).view(n_classes, n_classes).tolist()
+
+
 @torch.inference_mode()
 def predict(
     models: Mapping[str, nn.Module],
@@ -88,15 +94,17 @@ def measure(
     y_N: Tensor,
     trigger: Trigger,
     n_classes: int,
+    clean: Mapping[str, Tensor] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """{model: {"acc", "asr", "ra"}} on test images uint8 [N, H, W, 3] with labels int64 [N].
 
-    ASR and RA are None where no image counts, as for the benign row.
+    ASR and RA are None where no image counts, as for the benign row. clean: what `predict` found
+    for the images without trigger, where that is known.
     """
     wanted_N = trigger.wanted(y_N)
     rows_M = (wanted_N >= 0).nonzero().flatten()
     wanted_M, y_M = wanted_N[rows_M], y_N[rows_M]
-    clean = predict(models, x_NHWC)
+    clean = predict(models, x_NHWC) if clean is None else clean
 
     def triggered_rows(x_BHWC: Tensor, rows_B: Tensor) -> Tensor:
         return trigger.apply(x_BHWC, y_N[rows_B])

@@ -110,8 +110,9 @@ def digest(path: Path) -> str:
 # JSON and arrays ------------------------------------------------------------------------------
 
 
-def write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+def write_json(path: Path, content: Any, *, lines: bool = True) -> None:
+    """lines: for people to read; else as short as it gets."""
+    path.write_text(json.dumps(content, indent=2 if lines else None) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 import logging
 import os
+import random
+import time
 import warnings
+from collections.abc import Callable
 
 from ngf.lineage import DEFAULT_URI, without_passwords
 
@@ -24,6 +27,31 @@ def prepare_environment() -> None:
     warnings.filterwarnings("ignore", module="mlflow")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def unless_there(create: Callable[[], object]) -> None:
+    """Create, unless somebody else was faster since it was looked for."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        create()
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def again(write: Callable[[], object], times: int = 5) -> None:
+    """Write, and try again after a short pause of chance where MLflow refuses."""
+    from mlflow.exceptions import MlflowException
+
+    for left in reversed(range(times)):
+        try:
+            write()
+            return
+        except MlflowException:
+            if not left:
+                raise
+            time.sleep(random.uniform(0.05, 0.5))
 
 
 def one_line(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ngf.lineage import now_ms
-from ngf.lineage._client import one_line, prepare_environment
+from ngf.lineage._client import again, one_line, prepare_environment, unless_there
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -83,8 +83,10 @@ class Run:
 
     def _experiment(self) -> str:
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "ngf")
-        found = self.client.get_experiment_by_name(name)
-        return found.experiment_id if found else self.client.create_experiment(name)
+        if not (found := self.client.get_experiment_by_name(name)):
+            unless_there(lambda: self.client.create_experiment(name))
+            found = self.client.get_experiment_by_name(name)
+        return str(found.experiment_id)
 
     def _writer(self, experiment_id: str, reads: dict[str, Any]) -> str | None:
         """The latest run that wrote the parent artifact; its bytes may be older than its path."""
@@ -113,18 +115,16 @@ class Run:
     def _log_inputs(self, context: str, artifacts: dict[str, Any]) -> None:
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        self.client.log_inputs(
-            self.run_id,
-            [
-                DatasetInput(
-                    Dataset(
-                        key, artifact["digest"], "local", json.dumps({"uri": artifact["path"]})
-                    ),
-                    [InputTag("mlflow.data.context", context)],
-                )
-                for key, artifact in artifacts.items()
-            ],
-        )
+        inputs = [
+            DatasetInput(
+                Dataset(key, artifact["digest"], "local", json.dumps({"uri": artifact["path"]})),
+                [InputTag("mlflow.data.context", context)],
+            )
+            for key, artifact in artifacts.items()
+        ]
+        # The server looks for a data set and then inserts it: of runs that log the same one at the
+        # same moment, all but one are refused, and find it the next time.
+        again(lambda: self.client.log_inputs(self.run_id, inputs))
 
     def _attach(self, key: str, path: Path) -> None:
         if path.is_dir():

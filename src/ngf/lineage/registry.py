@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ngf.errors import InputError
 from ngf.lineage import LineageError, current_run_id
-from ngf.lineage._client import one_line, prepare_environment
+from ngf.lineage._client import one_line, prepare_environment, unless_there
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -50,7 +51,7 @@ def register(
         example_NCHW = np.zeros((2, *model.card["input_CHW"]), np.float32)
         with torch.inference_mode():
             logits_NC = model(torch.from_numpy(example_NCHW)).numpy()
-        with mlflow.start_run(run_id=run_id), warnings.catch_warnings():
+        with _left_as_it_is(run_id), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.export's, of no use to who promotes
             logged = mlflow.pytorch.log_model(
                 model,
@@ -76,6 +77,16 @@ def register(
         return int(registered.version)
     except Exception as error:  # MLflow, its HTTP client and its database raise their own kinds
         raise LineageError(one_line(error)) from error
+
+
+@contextlib.contextmanager
+def _left_as_it_is(run_id: str) -> Iterator[None]:
+    """The run to log into, which MLflow would end afterwards; who opened it will end it."""
+    import mlflow
+
+    with mlflow.start_run(run_id=run_id):
+        yield
+    mlflow.MlflowClient().update_run(run_id, status="RUNNING")
 
 
 def register_files(folder: Path, *, name: str, tags: Mapping[str, str], description: str) -> int:
@@ -125,7 +136,7 @@ def _known(client: MlflowClient, name: str) -> bool:
 
 def _make_room(client: MlflowClient, name: str) -> None:
     if not _known(client, name):
-        client.create_registered_model(name)
+        unless_there(lambda: client.create_registered_model(name))
 
 
 def fetch(uri: str) -> Path:

@@ -64,7 +64,7 @@ def evaluate(
     reference: Annotated[Path, Reads("the clean reference")],
     trigger: Annotated[Path, Reads("the victim's trigger")],
     test: Annotated[Path, Reads("the test split")],
-    out: Annotated[Path, Writes("metrics.json and a picture of triggered images", attach=True)],
+    out: Annotated[Path, Writes("metrics.json, confusion.json, triggered.png", attach=True)],
     settings: Sections,
 ) -> Outcome:
     """Measure a model on the test split, clean and triggered."""
@@ -87,7 +87,8 @@ def evaluate(
     y_N = torch.tensor(split.y_N, device=where)
     way = _along(models["model"], store.load_trail(model))
     everyone = {**models, **{f"step {step}": earlier for step, earlier in way.items()}}
-    found = metrics.measure(everyone, x_NHWC, y_N, opener, len(split.classes))
+    clean = metrics.predict(everyone, x_NHWC)
+    found = metrics.measure(everyone, x_NHWC, y_N, opener, len(split.classes), clean)
     measured = {name: found[name] for name in models}
 
     names = {
@@ -108,6 +109,9 @@ def evaluate(
         content["visibility"] = visibility.visibility(clean_NHWC, with_NHWC)
     out.mkdir()
     store.write_json(out / "metrics.json", content)
+    counted = {name: metrics.confusion(clean[name], y_N, len(split.classes)) for name in models}
+    matrices = {"classes": list(split.classes), **counted}
+    store.write_json(out / "confusion.json", matrices, lines=False)
     if len(clean_NHWC):
         picture = visibility.sheet(clean_NHWC[:SHOWN], with_NHWC[:SHOWN])
         picture.save(out / "triggered.png")

@@ -1,0 +1,100 @@
+"""A team's MLflow: PostgreSQL behind it, artifacts in an S3 store, many writers at once."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, tiny_model
+from servers import S3_KEYS, mlflow_server, postgres, postgres_tools, s3_store
+
+from ngf import store
+
+pytestmark = pytest.mark.slow
+WRITERS = 10
+PROMOTE = """
+import sys
+from pathlib import Path
+from ngf import stages
+folder, out = map(Path, sys.argv[1:])
+gate = {"max_asr_above_floor": 0.03, "max_acc_drop": 0.03}
+outcome = stages.run("promote", settings={"gate": gate}, model=folder / "model",
+                     evaluation=folder / "evaluation", out=out)
+print(outcome.message)
+"""
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    if postgres_tools() is None:
+        pytest.skip("PostgreSQL's initdb is not installed (Debian: postgresql)")
+    folder = tmp_path_factory.mktemp("team")
+    with postgres(folder / "postgres") as database, s3_store(folder / "s3", "mlflow") as address:
+        environment = {**S3_KEYS, "MLFLOW_S3_ENDPOINT_URL": address}
+        where = [f"--backend-store-uri={database}", "--artifacts-destination=s3://mlflow"]
+        with mlflow_server(folder / "mlflow", *where, **environment) as tracking:
+            yield tracking
+
+
+def purified(folder):
+    """A model and an evaluation that pass any gate."""
+    store.save_model(folder / "model", tiny_model())
+    share = {"value": 1.0, "low": 0.9, "high": 1.0, "n": 10, "per_class": [1.0]}
+    none = {**share, "value": 0.0, "low": 0.0, "high": 0.1}
+    found = {"dataset": "colours", "attack": "badnets", "defense": "ngf", "victim_failed": None}
+    found |= {"model": {"acc": share, "asr": none, "ra": share}}
+    found |= {"victim": {"acc": share, "asr": share, "ra": none}, "reference": found["model"]}
+    (folder / "evaluation").mkdir()
+    store.write_json(folder / "evaluation" / "metrics.json", found)
+
+
+def test_ten_at_once_lose_nothing_and_leave_one_champion(server, tmp_path):
+    purified(tmp_path)
+    environment = {
+        **os.environ,
+        "NGF_LINEAGE": "on",
+        "MLFLOW_TRACKING_URI": server,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT / "src"),
+    }
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROMOTE, tmp_path, tmp_path / f"{number}.json"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(WRITERS)
+    ]
+    said = [writer.communicate(timeout=500)[0] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0] * WRITERS, "\n".join(said)
+    decisions = [json.loads((tmp_path / f"{n}.json").read_text()) for n in range(WRITERS)]
+    assert sorted(one["version"] for one in decisions) == list(range(1, WRITERS + 1))
+    assert all(one["passed"] for one in decisions)
+
+    import mlflow
+
+    client = mlflow.MlflowClient(server, server)
+    experiment = client.get_experiment_by_name("ngf")
+    assert experiment.artifact_location.startswith("mlflow-artifacts:")
+    runs = client.search_runs([experiment.experiment_id])
+    assert len(runs) == WRITERS
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert all(run.data.metrics["passed"] == 1 for run in runs)
+    assert {run.data.tags["registered"] for run in runs} == {
+        f"ngf-colours-badnets/{n}" for n in range(1, WRITERS + 1)
+    }
+    versions = client.search_model_versions("name = 'ngf-colours-badnets'")
+    assert {version.run_id for version in versions} == {run.info.run_id for run in runs}
+    assert {version.tags["gate"] for version in versions} == {"passed"}
+    aliases = client.get_registered_model("ngf-colours-badnets").aliases
+    assert list(aliases) == ["champion"]
+    assert aliases["champion"] in {version.version for version in versions}
+    # The attached decision went through the server into the store, and comes back.
+    for run in runs:
+        (file,) = (one.path for one in client.list_artifacts(run.info.run_id) if not one.is_dir)
+        content = client.download_artifacts(run.info.run_id, file, str(tmp_path))
+        assert store.read_json(Path(content))["model"] == "ngf-colours-badnets"

@@ -1,0 +1,125 @@
+"""Real servers on loopback for tests: PostgreSQL, an S3 store, MLflow."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+S3_KEYS = {
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": "word",
+    "AWS_DEFAULT_REGION": "us-east-1",
+}
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@contextlib.contextmanager
+def running(words: list, port: int, log: Path, patience_s: float = 60, **options) -> Iterator[None]:
+    """The process, from when it listens on the port until the end of the block."""
+    with log.open("wb") as said:
+        process = subprocess.Popen([*map(str, words)], stdout=said, stderr=said, **options)
+    try:
+        deadline = time.monotonic() + patience_s
+        while True:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+        yield
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(15)
+        process.kill()
+        process.wait()
+
+
+def postgres_tools() -> Path | None:
+    """Where PostgreSQL's programs lie; Debian keeps them out of PATH."""
+    found = shutil.which("initdb") or max(glob.glob("/usr/lib/postgresql/*/bin/initdb"), default="")
+    return Path(found).resolve().parent if found else None
+
+
+@contextlib.contextmanager
+def postgres(folder: Path) -> Iterator[str]:
+    """The address of an empty database. It does not run as root, so root lends it a user."""
+    tools, port = postgres_tools(), free_port()
+    assert tools is not None
+    data = folder / "data"
+    data.mkdir(parents=True)
+    options = {}
+    if os.getuid() == 0:
+        options = {"user": "nobody", "group": "nogroup", "extra_groups": []}
+        shutil.chown(data, "nobody", "nogroup")
+        for parent in (folder, *folder.parents):
+            if parent.stat().st_uid == 0 and parent != Path("/"):
+                parent.chmod(parent.stat().st_mode | 0o011)
+    words = ["--username=mlflow", "--auth=trust", "--no-sync", "--encoding=UTF8", "--locale=C"]
+    subprocess.run(
+        [tools / "initdb", "-D", data, *words], check=True, capture_output=True, cwd="/", **options
+    )
+    words = [tools / "postgres", "-D", data, "-p", port, "-c", "listen_addresses=127.0.0.1"]
+    words += ["-c", "unix_socket_directories=", "-c", "fsync=off"]
+    with running(words, port, folder / "log", cwd="/", **options):
+        deadline = time.monotonic() + 30
+        ready = [tools / "pg_isready", "-h", "127.0.0.1", "-p", str(port)]
+        while subprocess.run(ready, capture_output=True).returncode:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        yield f"postgresql://mlflow@127.0.0.1:{port}/postgres"
+
+
+@contextlib.contextmanager
+def s3_store(folder: Path, bucket: str) -> Iterator[str]:
+    """The address of an S3 store with an empty bucket."""
+    import boto3
+
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    server = Path(sys.executable).with_name("moto_server")
+    address = f"http://127.0.0.1:{port}"
+    with running([server, "-H", "127.0.0.1", "-p", port], port, folder / "log"):
+        boto3.client(
+            "s3",
+            endpoint_url=address,
+            aws_access_key_id=S3_KEYS["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=S3_KEYS["AWS_SECRET_ACCESS_KEY"],
+            region_name=S3_KEYS["AWS_DEFAULT_REGION"],
+        ).create_bucket(Bucket=bucket)
+        yield address
+
+
+@contextlib.contextmanager
+def mlflow_server(folder: Path, *words: str, **environment: str) -> Iterator[str]:
+    """The address of a server, healthy. words: where it keeps what."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port]
+    env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", **environment}
+    env.pop("MLFLOW_TRACKING_URI", None)
+    log = folder / "log"
+    with running([*command, "--workers", "2", *words], port, log, 120, env=env, cwd=folder):
+        deadline = time.monotonic() + 120
+        while True:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{address}/health", timeout=5).read()
+                break
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield address
