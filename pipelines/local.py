@@ -36,6 +36,7 @@ def run_pair(
     from pipelines.purification import build
 
     shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
     # The stages are installed here: a task needs no virtual environment of its own.
     runner = runner or local.SubprocessRunner(use_venv=False)
     local.init(runner, pipeline_root=str(root))

@@ -14,7 +14,7 @@ import servers
 import torch
 from torch.optim.swa_utils import update_bn
 
-from ngf import models, params
+from ngf import models, params, store
 from ngf.datasets import Split
 from ngf.models import Classifier
 
@@ -90,6 +90,18 @@ def tiny_model(seed: int = 0, arch: str = "preact_resnet") -> Classifier:
     model = models.build(card, [0.3] * 3, [0.2] * 3)
     update_bn(torch.rand(4, 32, 3, SIZE, SIZE), model)
     return model.eval()
+
+
+def promotable(folder: Path) -> None:
+    """A model, and an evaluation of it that passes any gate, below the folder."""
+    store.save_model(folder / "model", tiny_model())
+    share = {"value": 1.0, "low": 0.9, "high": 1.0, "n": 10, "per_class": [1.0]}
+    none = {**share, "value": 0.0, "low": 0.0, "high": 0.1}
+    found = {"dataset": "colours", "attack": "badnets", "defense": "ngf", "victim_failed": None}
+    found |= {"model": {"acc": share, "asr": none, "ra": share}}
+    found |= {"victim": {"acc": share, "asr": share, "ra": none}, "reference": found["model"]}
+    (folder / "evaluation").mkdir()
+    store.write_json(folder / "evaluation" / "metrics.json", found)
 
 
 @pytest.fixture

@@ -40,6 +40,7 @@ def shrink(content) -> None:
     content["prepare"]["clean_fraction"] = 0.1
     content["train"]["signs"] |= {"epochs": 2, "model": {**NARROW}}
     content["defenses"]["ngf"] |= {"steps": 3, "views": 2}
+    content["cluster"]["retries"]["count"] = 0
 
 
 NARROW = {"depth": 18, "width": 4, "stem_stride": 2}

@@ -25,6 +25,12 @@ pytestmark = [
 BASE = "localhost/ngf-base:bookworm"
 IMAGE = f"localhost/ngf-python:{ngf.__version__}-cpu-tests"
 REVISION = "0123456789ab"
+# What chooses the kernels of linear algebra must be chosen alike on both sides.
+KERNELS = {"OMP_NUM_THREADS": "1"} | {
+    key: value
+    for key, value in os.environ.items()
+    if key.startswith(("OPENBLAS_", "ONEDNN_", "MKL_", "NPY_"))
+}
 # As a cluster that trusts nobody: a user without a name, no right, nothing to write but /tmp.
 LOCKED = (
     "--user=54321:54321", "--read-only", "--cap-drop=all", "--security-opt=no-new-privileges",
@@ -98,11 +104,11 @@ def test_what_a_task_needs_is_in_the_image(engine, image):
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory):
-    """A small grid that `dvc repro` has run, with as many threads as the containers have."""
+    """A small grid that `dvc repro` has run, with the kernels that the containers have."""
     folder = tmp_path_factory.mktemp("clone")
     checkout(folder)
     edit(folder / "params.yaml", shrink)
-    run("dvc", "repro", cwd=folder, OMP_NUM_THREADS="1", NGF_LINEAGE="on")
+    run("dvc", "repro", cwd=folder, **KERNELS)
     return folder
 
 
@@ -120,7 +126,7 @@ from pipelines.local import run_pair
 docker_task_handler.run_docker_container = podman.run_docker_container
 os.umask(0)  # the container's user writes below folders that KFP makes here
 runner = local.DockerRunner(
-    environment={{"MLFLOW_TRACKING_URI": {tracking!r}, "OMP_NUM_THREADS": "1"}},
+    environment={{"MLFLOW_TRACKING_URI": {tracking!r}, **{KERNELS!r}}},
     user="54321:54321", read_only=True, tmpfs={{"/tmp": "mode=1777"}}, network_mode="host",
     cap_drop=["ALL"],
 )

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, colour_split
+from conftest import ROOT, colour_split, promotable
 
 from ngf import stages, store
 
@@ -112,6 +112,22 @@ def test_a_run_that_somebody_else_opened_is_used_and_left_open(tracked, database
     run = client.get_run(given)
     assert run.info.status == "RUNNING"
     assert run.data.metrics["images_poisoned"] == 6
+
+
+def test_a_promotion_too_leaves_such_a_run_open(tracked, database, monkeypatch):
+    """As under Kubeflow's MLflow plugin, which ends the run itself."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(database)
+    given = client.create_run(client.create_experiment(f"{tracked.name}-plugin")).info.run_id
+    monkeypatch.setenv("MLFLOW_RUN_ID", given)
+    promotable(tracked)
+    paths = {name: tracked / name for name in ("model", "evaluation")}
+    gate = {"max_asr_above_floor": 0.03, "max_acc_drop": 0.03}
+    stages.run("promote", settings={"gate": gate}, out=tracked / "decision.json", **paths)
+    assert client.get_run(given).info.status == "RUNNING"
+    versions = client.search_model_versions(f"run_id = '{given}'")
+    assert [version.name for version in versions] == ["ngf-colours-badnets"]
 
 
 def test_a_killed_stage_is_a_killed_run(tracked, database):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, tiny_model
+from conftest import ROOT, promotable
 from servers import S3_KEYS, mlflow_server, postgres, postgres_tools, s3_store
 
 from ngf import store
@@ -38,20 +38,8 @@ def server(tmp_path_factory):
             yield tracking
 
 
-def purified(folder):
-    """A model and an evaluation that pass any gate."""
-    store.save_model(folder / "model", tiny_model())
-    share = {"value": 1.0, "low": 0.9, "high": 1.0, "n": 10, "per_class": [1.0]}
-    none = {**share, "value": 0.0, "low": 0.0, "high": 0.1}
-    found = {"dataset": "colours", "attack": "badnets", "defense": "ngf", "victim_failed": None}
-    found |= {"model": {"acc": share, "asr": none, "ra": share}}
-    found |= {"victim": {"acc": share, "asr": share, "ra": none}, "reference": found["model"]}
-    (folder / "evaluation").mkdir()
-    store.write_json(folder / "evaluation" / "metrics.json", found)
-
-
 def test_ten_at_once_lose_nothing_and_leave_one_champion(server, tmp_path):
-    purified(tmp_path)
+    promotable(tmp_path)
     environment = {
         **os.environ,
         "NGF_LINEAGE": "on",
