@@ -458,3 +458,41 @@ def test_the_first_step_of_the_search_minds_the_copy():
         expected_CHW = steepest(loss, move_CHW, RADII[under // CLASSES])
         for moved_CHW, clean_CHW in zip(seen[1][at], next_NCHW[at], strict=True):
             torch.testing.assert_close(moved_CHW - clean_CHW, expected_CHW, rtol=1e-3, atol=1e-6)
+
+
+# Doubt -----------------------------------------------------------------------------------------
+
+
+def gap_of(monkeypatch, anew, doubt) -> tuple[float, int]:
+    """(gap, searches) where class 0 lies ahead by 0.1 at first, and then draws as `anew` says."""
+    repeated = exposure.REPEATS
+    draws = [[0.3, 0.2, 0.1] * 2, [0.5, 0.4, 0.4, 0.4, 0.4, 0.4] * repeated, anew * repeated]
+    asked = []
+
+    def answer(models, draw, pairs, steps, group):
+        asked.append(list(pairs))
+        return torch.tensor([draws[len(asked) - 1]] * 2)
+
+    monkeypatch.setattr(exposure, "_draws", answer)
+    suspicion = found(honest(), doubt=doubt)
+    assert suspicion.target == 0
+    if len(asked) == 3:  # the same classes, on the radius where the gap was
+        assert asked[2] == [(RADII[0], label) for label in range(CLASSES)] * repeated
+    return round(suspicion.gap, 6), len(asked)
+
+
+@pytest.mark.parametrize(
+    ("anew", "gap"),
+    [
+        ([0.45, 0.42, 0.40], 0.03),  # less than at first
+        ([0.40, 0.42, 0.45], 0.0),  # another class lies ahead
+        ([0.60, 0.30, 0.30], 0.1),  # more than at first
+    ],
+)
+def test_in_doubt_the_smaller_of_two_gaps_counts(monkeypatch, anew, gap):
+    assert gap_of(monkeypatch, anew, doubt=(0.05, 0.2)) == (gap, 3)
+
+
+@pytest.mark.parametrize("doubt", [(0.11, 0.2), (0.0, 0.09), (0.0, 0.0)])
+def test_without_doubt_nothing_is_asked_again(monkeypatch, doubt):
+    assert gap_of(monkeypatch, [0.0, 1.0, 1.0], doubt=doubt) == (0.1, 2)

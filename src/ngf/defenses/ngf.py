@@ -149,7 +149,10 @@ def purify(
     likely = pairs.third_MK.sum(0).topk(min(SEARCHED, target_NK.shape[1])).indices
     classes = likely.sort().values.tolist()
     group = max(1, min(GROUP, IN_A_STEP // (PER * pixels)))
-    found = suspect(victim, sieved, strict, draw, classes=classes, steps=search, group=group)
+    doubt = (least_gap, sure_gap)
+    found = suspect(
+        victim, sieved, strict, draw, classes=classes, steps=search, doubt=doubt, group=group
+    )
     suspected = found.gap >= least_gap
     part = found.left * min(1.0, found.gap / sure_gap)
     firmness = firm**part * mild ** (1 - part) if suspected else unsuspected
