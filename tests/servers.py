@@ -111,7 +111,8 @@ def mlflow_server(folder: Path, *words: str, **environment: str) -> Iterator[str
     port = free_port()
     address = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", port]
-    env = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", **environment}
+    quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    env = {**os.environ, **quiet, **environment}
     env.pop("MLFLOW_TRACKING_URI", None)
     log = folder / "log"
     with running([*command, "--workers", "2", *words], port, log, 120, env=env, cwd=folder):

@@ -89,6 +89,17 @@ def test_every_task_asks_for_its_share_of_a_node_and_of_time(numbers, tmp_path):
         )
 
 
+@pytest.mark.slow
+def test_every_pair_compiles(numbers, tmp_path):
+    for dataset in numbers["datasets"]:
+        for attack in numbers["attacks"]:
+            package = compile_pair(dataset, attack, {**numbers, "cluster": GPU}, tmp_path)
+            assert next(yaml.safe_load_all(package.read_text()))["pipelineInfo"]["name"] == (
+                f"ngf-{dataset}-{attack}".replace("_", "-")
+            )
+    assert len(list(tmp_path.iterdir())) == len(numbers["datasets"]) * len(numbers["attacks"])
+
+
 def test_every_task_is_tried_again_with_growing_pauses(numbers, tmp_path):
     tasks, _, _ = compiled(numbers, GPU, tmp_path)
     for task in tasks.values():

@@ -54,6 +54,8 @@ def test_the_result_comes_back_as_it_came(place, name):
     moved = {key for key, value in report["movement"].items() if value}
     assert "5.weight" in moved
     assert bool(report["batch_norm_drift"]) == (name == "net")
+    skipped = "no batch norm: the filter of its channels is skipped, and the head alone is tuned"
+    assert (skipped in done.stderr) == (name != "net")
 
 
 def test_a_folder_of_this_project_needs_no_arch(place, model):

@@ -76,7 +76,7 @@ def purify(
         split = images(given, checkpoint.card)
         victim, checkpoint = _victim(given, checkpoint, split)
         before = victim()
-        for line in _echo(given, before, split, checkpoint):
+        for line in [*_echo(given, before, split, checkpoint), *_skipped(before, defense)]:
             say(line)
         checked = params.parse(Protocol, protocol, "purify")
         options = _fitted(options, split.x_NHWC.shape[1])
@@ -221,6 +221,15 @@ def _echo(given: Given, model: Classifier, split: Split, checkpoint: Checkpoint)
         *left,
         *([f"warning: {few}"] if counts.min() < ENOUGH else []),
     ]
+
+
+def _skipped(victim: Classifier, defense: str) -> list[str]:
+    """What `ngf` leaves out on this network, in words."""
+    from ngf.models import batch_norms
+
+    if defense != "ngf" or batch_norms(victim):
+        return []
+    return ["no batch norm: the filter of its channels is skipped, and the head alone is tuned"]
 
 
 def measures(victim: Classifier, done: Purification) -> dict[str, Any]:
