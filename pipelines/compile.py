@@ -8,7 +8,7 @@ from typing import Any
 
 from ngf import params
 from pipelines.cluster import Cluster
-from pipelines.image import image_of, revision
+from pipelines.image import DIRTY, image_of, revision
 
 
 def compile_pair(dataset: str, attack: str, numbers: params.Settings, out: Path) -> Path:
@@ -68,7 +68,9 @@ def _pipeline(dataset: str, attack: str, numbers: params.Settings) -> Any:
     from pipelines.purification import build
 
     cluster = Cluster.of(numbers["cluster"])
-    tracked = revision("cluster.raw.repository") if cluster.raw.repository else None
+    tracked = None
+    if cluster.raw.repository:  # what is not committed, git cannot give; preflight says so
+        tracked = revision("cluster.raw.repository").removesuffix(DIRTY)
     return build(dataset, attack, numbers, image_of(cluster), tracked)
 
 

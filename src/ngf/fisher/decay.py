@@ -52,8 +52,10 @@ def _shrink(layer: Layer, a_GII: Tensor, strength: float, noise_GII: Tensor | No
     weight_GIO = layer.weight.double().reshape(len(a_GII), -1, a_GII.shape[-1]).mT
     blurred_GII = a_GII.clone() if noise_GII is None else a_GII + noise_GII
     mean_G = a_GII.diagonal(dim1=1, dim2=2).mean(1)
-    # A layer that clean images never reach has no scale of its own, and nothing to keep.
-    added_G = (strength * mean_G).clamp_min(torch.finfo(torch.float32).tiny)
+    # A layer that clean images never reach has no scale of its own, and nothing to keep; what a
+    # displacement adds to it may have no inverse either.
+    least_G = 1e-10 * blurred_GII.diagonal(dim1=1, dim2=2).mean(1)
+    added_G = (strength * mean_G).maximum(least_G).clamp_min(torch.finfo(torch.float32).tiny)
     blurred_GII.diagonal(dim1=1, dim2=2).add_(added_G[:, None])
     kept_GIO = torch.linalg.solve(blurred_GII, a_GII @ weight_GIO)
     layer.weight.copy_(kept_GIO.mT.reshape(layer.weight.shape))
