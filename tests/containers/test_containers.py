@@ -13,6 +13,7 @@ from conftest import ROOT
 from podman import Engine, lacking, run_docker_container
 from servers import mlflow_server
 from small_grid import CELL, checkout, edit, run, shrink
+from test_raw import tracked
 
 import ngf
 from ngf import params
@@ -100,6 +101,24 @@ def test_what_a_task_needs_is_in_the_image(engine, image):
     engine("podman", "run", "--rm", *LOCKED, image, "python", "-c", code)
     tools = engine("podman", "run", "--rm", *LOCKED, image, "python", "-m", "pip", "list").stdout
     assert "pytest" not in tools
+
+
+def test_raw_images_are_pulled_by_a_nameless_user_with_nothing_to_write(engine, image, tmp_path):
+    """Into the one folder that a volume makes writable, as `prepare` has it on a cluster."""
+    revision, _ = tracked(tmp_path / "repository", tmp_path / "remote")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data").chmod(0o777)
+    engine("chown", "-R", "54321", tmp_path / "repository")  # git distrusts what others own
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder.stat().st_mode & 0o005 != 0o005:
+            folder.chmod(folder.stat().st_mode | 0o055)
+    code = f"from ngf.raw import pull; pull('{tmp_path}/repository', '{revision}', 'data/mine/raw')"
+    volumes = [
+        f"--volume={tmp_path}/{name}:{tmp_path}/{name}:ro" for name in ("repository", "remote")
+    ]
+    volumes.append(f"--volume={tmp_path}/data:/work/data")
+    engine("podman", "run", "--rm", *LOCKED, *volumes, image, "python", "-c", code)
+    assert (tmp_path / "data" / "mine" / "raw" / "a" / "1.png").read_text() == "first"
 
 
 @pytest.fixture(scope="module")
