@@ -23,7 +23,7 @@ IMAGE = $(REGISTRY)/ngf-python:$(VERSION)-$(TARGET)-$(REVISION)
 .PHONY: image image-name image-push lock clean
 
 help:  ## show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(READY)  ## create .venv with the locked dependencies
 
@@ -68,7 +68,8 @@ image-name:  ## print its name
 image-push:  ## push it to REGISTRY, and print what NGF_IMAGE must be
 	@case "$(REVISION)" in *-dirty) echo "commit first: the name would not say what is in it" >&2; exit 2;; esac
 	$(ENGINE) push $(IMAGE)
-	@$(ENGINE) inspect --format 'export NGF_IMAGE={{index .RepoDigests 0}}' $(IMAGE)
+	@$(ENGINE) inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' $(IMAGE) \
+	    | grep '^$(REGISTRY)/ngf-python@' | sed -n '1s/^/export NGF_IMAGE=/p'
 
 compile: install  ## write one Kubeflow package a dataset-attack pair
 	python -m pipelines.compile
