@@ -79,8 +79,11 @@ kfp-local: install  ## run one pair through Kubeflow's local runner
 
 lock:  ## resolve the dependencies anew into requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/pip install --quiet -e '.[pipeline,s3,timm,dev]' 'torch==2.13.0' 'torchvision==0.28.0'
-	build/lock/bin/pip freeze --exclude-editable | sed 's/+cpu$$//' > requirements.lock
+	build/lock/bin/pip install --quiet -e '.[pipeline,s3,timm,dev]' 'torch==2.13.0' \
+	    'torchvision==0.28.0' 'setuptools>=77'
+	(grep '^#' requirements.lock; build/lock/bin/pip freeze --all --exclude pip --exclude-editable \
+	    | sed 's/+cpu$$//') > build/requirements.lock
+	mv build/requirements.lock requirements.lock
 	rm -rf build/lock
 
 clean:  ## delete what the grid wrote
