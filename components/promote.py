@@ -6,9 +6,16 @@ from components._component import component
 
 
 @component()
-def promote(model: Input[Model], evaluation: Input[Artifact], gate: dict, out: Output[Artifact]):
-    """Register a purified model; it becomes champion where it passes the gate."""
+def promote(
+    model: Input[Model],
+    evaluation: Input[Artifact],
+    inspection: Input[Artifact],
+    gate: dict,
+    out: Output[Artifact],
+):
+    """Register a purified model: candidate where it passes, champion where it is better."""
     from ngf import stages
 
-    paths = {"model": model.path, "evaluation": evaluation.path, "out": out.path}
-    stages.run("promote", settings={"gate": gate}, **paths)
+    reads = {"model": model, "evaluation": evaluation, "inspection": inspection}
+    paths = {name: artifact.path for name, artifact in reads.items()}
+    stages.run("promote", settings={"gate": gate}, out=out.path, **paths)

@@ -1,8 +1,8 @@
 """The DAG of ONE dataset-attack pair. The same graph as dvc.yaml: tests/test_graphs.py proves it.
 
     prepare ─┬─> reference ────────────────────────────────┐
-             ├─> poison ─> victim ─┬─> purify (a defense) ─┴─> evaluate ─> promote
-             └─> clean ────────────┘        └─> inspect
+             ├─> poison ─> victim ─┬─> purify (a defense) ─┼─> evaluate ─┬─> promote
+             └─> clean ────────────┘                       └─> inspect ──┘
 
 and at the end, whatever happened, `report_status`.
 
@@ -35,6 +35,8 @@ def build(
     """
     grid, cluster = numbers["grid"], Cluster.of(numbers["cluster"])
     tracked = {"repository": cluster.raw.repository, "revision": revision}
+    # A parameter of Kubeflow holds no null: a threshold that nobody asks for is left out.
+    asked = {key: most for key, most in numbers["promote"].items() if most is not None}
 
     @dsl.pipeline(
         name=f"ngf-{dataset}-{attack}".replace("_", "-"),
@@ -50,7 +52,7 @@ def build(
         safeguards: dict = numbers["purify"],
         thresholds: dict = numbers["evaluate"],
         plan: dict = numbers["inspect"],
-        gate: dict = numbers["promote"],
+        gate: dict = asked,
     ):
         def placed(task: dsl.PipelineTask, name: str, *, heavy: bool = False) -> Any:
             return place(task.set_display_name(name), cluster, image, heavy=heavy).outputs
@@ -101,7 +103,7 @@ def build(
                     f"evaluate {defense}",
                 )
                 if defense in grid["promote"]:
-                    placed(
+                    looked = placed(
                         inspect(
                             model=purified["out"],
                             victim=victim["out"],
@@ -114,7 +116,12 @@ def build(
                         f"inspect {defense}",
                         heavy=True,
                     )
-                    task = promote(model=purified["out"], evaluation=measured["out"], gate=gate)
+                    task = promote(
+                        model=purified["out"],
+                        evaluation=measured["out"],
+                        inspection=looked["out"],
+                        gate=gate,
+                    )
                     task.set_caching_options(False)  # the registry may have changed since
                     placed(task, f"promote {defense}")
 

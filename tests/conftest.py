@@ -92,16 +92,49 @@ def tiny_model(seed: int = 0, arch: str = "preact_resnet") -> Classifier:
     return model.eval()
 
 
-def promotable(folder: Path) -> None:
-    """A model, and an evaluation of it that passes any gate, below the folder."""
-    store.save_model(folder / "model", tiny_model())
-    share = {"value": 1.0, "low": 0.9, "high": 1.0, "n": 10, "per_class": [1.0]}
-    none = {**share, "value": 0.0, "low": 0.0, "high": 0.1}
-    found = {"dataset": "colours", "attack": "badnets", "defense": "ngf", "victim_failed": None}
-    found |= {"model": {"acc": share, "asr": none, "ra": share}}
-    found |= {"victim": {"acc": share, "asr": share, "ra": none}, "reference": found["model"]}
-    (folder / "evaluation").mkdir()
-    store.write_json(folder / "evaluation" / "metrics.json", found)
+GATE = {
+    "max_asr": None,
+    "max_asr_above_floor": 0.03,
+    "max_acc_drop": 0.03,
+    "min_ra": None,
+    "max_lambda_ratio": None,
+}
+
+
+def interval(value: float, *, spread: float = 0.005) -> dict:
+    return {"value": value, "low": value - spread, "high": value + spread, "n": 1000}
+
+
+def evaluation_of(*, lost: float = 0.0, attack: str = "badnets", **other) -> dict:
+    """What evaluate writes of a model whose ACC lies `lost` below the reference's."""
+    acc, asr, ra = interval(0.99 - lost), interval(0.005), interval(0.97)
+    against = {"acc_drop": interval(lost)}
+    against |= {"asr_above_floor": interval(0.0), "ra_below_ceiling": interval(0.0)}
+    if attack == "benign":
+        asr = ra = against["asr_above_floor"] = against["ra_below_ceiling"] = None
+    found = {"dataset": "colours", "attack": attack, "defense": "ngf", "victim_failed": None}
+    found |= {"model": {"acc": acc, "asr": asr, "ra": ra}}
+    found |= {"victim": {"acc": interval(0.99), "asr": asr and interval(0.995), "ra": ra}}
+    found |= {"reference": {"acc": interval(0.99), "asr": asr, "ra": ra}}
+    return {
+        **found,
+        "against_reference": against,
+        "against_victim": {"acc_drop": against["acc_drop"]},
+        **other,
+    }
+
+
+def inspection_of(ratio: float) -> dict:
+    return {"test": {"n": 1000, "ratio": interval(ratio, spread=0.1)}, "train": {"n": 100}}
+
+
+def promotable(folder: Path, *, seed: int = 0, **evaluation) -> None:
+    """A model, and an evaluation of it that passes the gate, below the folder."""
+    store.remove(folder / "model")
+    store.remove(folder / "evaluation")
+    store.save_model(folder / "model", tiny_model(seed))
+    (folder / "evaluation").mkdir(parents=True)
+    store.write_json(folder / "evaluation" / "metrics.json", evaluation_of(**evaluation))
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ assert parents == {("prepare", None), ("train", "prepare"), ("poison", "prepare"
                    ("promote", "evaluate")}, parents
 assert {run.info.status for run in runs} == {"FINISHED"}
 version = client.get_model_version("ngf-signs-badnets", "1")
-assert version.tags["gate"].startswith("rejected: nothing was there to purify"), version.tags
+assert version.tags["ngf.reason"].startswith("nothing was there to purify"), version.tags
 assert not client.get_registered_model("ngf-signs-badnets").aliases
 model = mlflow.pytorch.load_model("models:/ngf-signs-badnets/1")
 assert model(torch.rand(5, 3, 32, 32)).shape == (5, 16)

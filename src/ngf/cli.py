@@ -32,14 +32,24 @@ app = typer.Typer(
 Params = Annotated[Path, typer.Option("--params", help="File with all numbers.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Say what would be decided; write nothing anywhere.")
+]
+
 
 def _command(name: str) -> Callable[..., None]:
     """A Typer command with the stage's own arguments, plus --params and --json."""
-    stage = stages.function(name)
+    stage, needed = stages.function(name), _outputs(name)
 
-    def command(*, params_file: Path, as_json: bool, **arguments: Any) -> None:
+    def command(
+        *, params_file: Path, as_json: bool, dry_run: bool = False, **arguments: Any
+    ) -> None:
+        lacking = [key for key, value in arguments.items() if value is None and key in needed]
+        if lacking and not dry_run:
+            raise InputError(f"{name}: --{lacking[0]} is missing; only --dry-run goes without it")
         settings = _settings(name, params_file, arguments)
-        _print(stages.run(name, settings=settings, **arguments), as_json)
+        do = stages.preview if dry_run else stages.run
+        _print(do(name, settings=settings, **arguments), as_json)
 
     command.__doc__ = stage.__doc__
     options = [_option(name, arg) for arg in stages.marks(name)]
@@ -47,10 +57,19 @@ def _command(name: str) -> Callable[..., None]:
         _keyword("params_file", Params, Path("params.yaml")),
         _keyword("as_json", AsJson, False),
     ]
+    if stages.previews(name):
+        options.append(_keyword("dry_run", DryRun, False))
     # Typer reads both; the annotations must be objects here, not strings.
     command.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     command.__annotations__ = {option.name: option.annotation for option in options}
     return command
+
+
+def _outputs(name: str) -> list[str]:
+    """The outputs that a run of the stage must be given."""
+    arguments = inspect.signature(stages.function(name)).parameters
+    written = [arg for arg, mark in stages.marks(name).items() if isinstance(mark, stages.Writes)]
+    return [arg for arg in written if arguments[arg].default is inspect.Parameter.empty]
 
 
 def _option(name: str, arg: str) -> inspect.Parameter:
@@ -59,6 +78,8 @@ def _option(name: str, arg: str) -> inspect.Parameter:
     text = mark if isinstance(mark, str) else mark.help
     default = inspect.signature(stages.function(name)).parameters[arg].default
     kind = typing.get_type_hints(stages.function(name))[arg]
+    if stages.previews(name) and arg in _outputs(name):
+        kind, default = kind | None, None
     return _keyword(arg, Annotated[kind, typer.Option(help=text)], default)
 
 
@@ -231,6 +252,49 @@ def table(
     section = params.section(params.read(params_file), "promote", params_file)
     rows = results.collect(runs, params.parse(Gate, section, "promote"))
     print(results.render(rows, "json" if as_json else "markdown" if markdown else "text"))
+
+
+@app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="A registered model, as ngf-signs-badnets.")],
+    to: Annotated[
+        int | None, typer.Option(help="Version; by default the champion before this one.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why, for those who come later.")] = "no reason given",
+    as_json: AsJson = False,
+) -> None:
+    """Make an earlier champion, or another version that passed the gate, champion."""
+    from ngf.lineage import rollback as registry
+
+    left, chosen = registry.rollback(name, to=to, reason=reason)
+    done = {"model": name, "from": left, "to": chosen, "reason": reason}
+    print(json.dumps(done) if as_json else f"{name}: champion is version {chosen}, was {left}")
+
+
+@app.command()
+def history(
+    name: Annotated[str, typer.Argument(help="A registered model, as ngf-signs-badnets.")],
+    as_json: AsJson = False,
+) -> None:
+    """Print what became of every version of a registered model."""
+    from ngf.lineage import history as registry
+
+    rows = registry.history(name)
+    print(json.dumps(rows, indent=2) if as_json else registry.render(rows))
+
+
+@app.command()
+def lineage(
+    address: Annotated[
+        str, typer.Argument(help="models:/NAME@ALIAS, models:/NAME/VERSION or runs:/ID.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Print the chain from a model back to data, attack, seeds, settings and code."""
+    from ngf.lineage import chain, tree
+
+    found = chain.trace(address)
+    print(json.dumps(tree.as_dict(found), indent=2) if as_json else tree.render(found))
 
 
 @app.command()

@@ -54,17 +54,19 @@ def _row(file: Path, gate: Gate) -> dict[str, Any]:
         for key in ("acc", "asr", "ra")
     }
     names = {key: metrics[key] for key in ("dataset", "attack", "defense")}
-    verdict = _verdict(metrics, gate)
+    inspected = file.parent.parent / "inspection" / "curvature.json"
+    curvature = store.read_json(inspected) if inspected.exists() else None
+    verdict = _verdict(metrics, gate, curvature)
     return {**names, **values, "seconds": report["seconds"], "verdict": verdict}
 
 
-def _verdict(metrics: Mapping[str, Any], gate: Gate) -> str:
+def _verdict(metrics: Mapping[str, Any], gate: Gate, curvature: Mapping[str, Any] | None) -> str:
     if metrics["victim_failed"]:
         return f"VICTIM FAILED: {metrics['victim_failed']}"
     benign = metrics["victim"]["asr"] is None
     if metrics["defense"] == "none":
         return "no backdoor" if benign else "backdoored"
-    reasons = objections(metrics, gate)
+    reasons = objections(metrics, gate, curvature)
     if reasons:
         return "failed: " + "; ".join(reasons)
     return "unharmed" if benign else "purified"

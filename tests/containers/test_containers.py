@@ -192,7 +192,7 @@ def test_the_docker_runner_gives_dvcs_metrics(engine, image, clone, root, tracki
 
     client = mlflow.MlflowClient(tracking, tracking)
     (version,) = client.search_model_versions("name = 'ngf-signs-badnets'")
-    assert version.tags["gate"].startswith("rejected: nothing was there to purify")
+    assert version.tags["ngf.reason"].startswith("nothing was there to purify")
 
 
 def test_a_task_that_fails_in_its_container_fails_the_run(engine, image, clone, root, tracking):

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, colour_split, promotable
+from conftest import GATE, ROOT, colour_split, promotable
 
 from ngf import stages, store
 
@@ -123,8 +123,7 @@ def test_a_promotion_too_leaves_such_a_run_open(tracked, database, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", given)
     promotable(tracked)
     paths = {name: tracked / name for name in ("model", "evaluation")}
-    gate = {"max_asr_above_floor": 0.03, "max_acc_drop": 0.03}
-    stages.run("promote", settings={"gate": gate}, out=tracked / "decision.json", **paths)
+    stages.run("promote", settings={"gate": GATE}, out=tracked / "decision.json", **paths)
     assert client.get_run(given).info.status == "RUNNING"
     versions = client.search_model_versions(f"run_id = '{given}'")
     assert [version.name for version in versions] == ["ngf-colours-badnets"]

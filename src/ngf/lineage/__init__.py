@@ -177,7 +177,11 @@ def current_run_id() -> str:
 
 def address() -> str:
     """Where MLflow is looked for."""
-    return without_passwords(os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI))
+    return without_passwords(tracking_uri())
+
+
+def tracking_uri() -> str:
+    return os.environ.get("MLFLOW_TRACKING_URI", DEFAULT_URI)
 
 
 def without_passwords(text: str) -> str:

@@ -40,6 +40,11 @@ def unless_there(create: Callable[[], object]) -> None:
             raise
 
 
+def absent(error: BaseException) -> bool:
+    """Whether MLflow says that there is no such thing."""
+    return getattr(error, "error_code", None) in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND")
+
+
 def again(write: Callable[[], object], times: int = 5) -> None:
     """Write, and try again after a short pause of chance where MLflow refuses."""
     from mlflow.exceptions import MlflowException

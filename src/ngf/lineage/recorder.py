@@ -7,21 +7,21 @@ It reads a JSON line when the stage starts and one when it ends, and answers eac
 from __future__ import annotations
 
 import contextlib
-import getpass
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ngf.lineage import now_ms
 from ngf.lineage._client import again, one_line, prepare_environment, unless_there
+from ngf.lineage._patience import Patience
+from ngf.lineage._who import git_revision, user
+from ngf.lineage.chain import WROTE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-WROTE = "ngf.wrote."  # + digest: the tag by which a reader finds the writer
 PARAM_LIMIT = 6000  # characters that MLflow keeps of one parameter
 
 
@@ -70,9 +70,9 @@ class Run:
             "ngf.stage": opening["stage"],
             "mlflow.source.type": "LOCAL",
             "mlflow.source.name": f"ngf {opening['stage']}",
-            "mlflow.user": _user(),
+            "mlflow.user": user(),
         }
-        if revision := _git_revision():
+        if revision := git_revision():
             tags["mlflow.source.git.commit"] = revision
         if parent := self._writer(experiment_id, opening["reads"]):
             tags["mlflow.parentRunId"] = parent
@@ -133,23 +133,6 @@ class Run:
             self.client.log_artifact(self.run_id, str(path))
 
 
-def _git_revision() -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-        )
-    except OSError:  # an image needs no git
-        return None
-    return done.stdout.strip() or None
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a cluster may run a pod as a number without a name
-        return str(os.getuid())
-
-
 def _answer(message: dict[str, Any]) -> None:
     print(json.dumps(message), file=_OUT, flush=True)
 
@@ -169,7 +152,8 @@ def main() -> None:
         if not line:  # the stage's process is gone
             run.end("KILLED", now_ms())
             return
-        run.close(json.loads(line))
+        closing = json.loads(line)
+        Patience().keep(lambda: run.close(closing))
         _answer({})
     except Exception as error:  # whatever MLflow raises, the stage must hear of it
         _answer({"error": one_line(error)})

@@ -100,10 +100,7 @@ def run(name: str, *, settings: Sections, **arguments: Any) -> Outcome:
 
     if launch.world() > 1 and name not in TOGETHER:
         raise InputError(f"{name} runs in one process; torchrun is for {', '.join(TOGETHER)}")
-    reads, writes = artifacts(name, arguments, Reads), artifacts(name, arguments, Writes)
-    for key, path in reads.items():
-        if not path.exists():
-            raise InputError(f"{name}: no {key} at {path}")
+    reads, writes = _inputs(name, arguments), artifacts(name, arguments, Writes)
     if launch.rank():
         return _follow(name, writes, {**arguments, **reads, "settings": settings})
     with lineage.recording(name, settings, reads) as record:
@@ -113,6 +110,31 @@ def run(name: str, *, settings: Sections, **arguments: Any) -> Outcome:
         if record:
             record.done(outcome, writes)
     return outcome
+
+
+def previews(name: str) -> bool:
+    """Whether the stage's module can say what it would do."""
+    return hasattr(module(name), "preview")
+
+
+def preview(name: str, *, settings: Sections, **arguments: Any) -> Outcome:
+    """What the stage would do, without writing anything anywhere; no run is recorded.
+
+    Raises:
+        InputError: as `run`.
+    """
+    reads = _inputs(name, arguments)
+    taken = {key: arguments.get(key) for key, mark in marks(name).items() if isinstance(mark, str)}
+    outcome: Outcome = module(name).preview(settings=settings, **{**taken, **reads})
+    return outcome
+
+
+def _inputs(name: str, arguments: Mapping[str, Any]) -> dict[str, Path]:
+    reads = artifacts(name, arguments, Reads)
+    for key, path in reads.items():
+        if not path.exists():
+            raise InputError(f"{name}: no {key} at {path}")
+    return reads
 
 
 def _follow(name: str, writes: Mapping[str, Path], arguments: dict[str, Any]) -> Outcome:
