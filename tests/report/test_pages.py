@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ngf import metrics, shown
+from ngf import metrics
+from ngf import report as shown
 
 
 def evaluation(folder, classes=3, asr=True):
@@ -39,17 +40,17 @@ def test_a_matrix_that_no_page_can_draw_is_left_out(tmp_path):
 
 
 def test_the_table_has_a_row_a_measure_with_intervals(tmp_path):
-    lines = shown.markdown(evaluation(tmp_path)).splitlines()
+    lines = shown.evaluation_markdown(evaluation(tmp_path)).splitlines()
     (row,) = (line for line in lines if line.startswith("| **ACC**"))
     assert row.count("66.7 (20.8 to 93.9)") == 3
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
-    benign = shown.markdown(evaluation(tmp_path, asr=False))
+    benign = shown.evaluation_markdown(evaluation(tmp_path, asr=False))
     assert "| **ASR** | – | – | – |" in benign
 
 
 def test_the_page_escapes_names_and_fetches_nothing(tmp_path):
     Image.new("RGB", (4, 4)).save(evaluation(tmp_path) / "triggered.png")
-    page = shown.html(tmp_path)
+    page = shown.evaluation_html(tmp_path)
     assert "<b>," not in page
     assert "&lt;b&gt;" in page
     assert re.findall(r'(?:src|href)="(.{10})', page) == ["data:image"]
