@@ -2,7 +2,7 @@
 
     prepare ─┬─> reference ────────────────────────────────┐
              ├─> poison ─> victim ─┬─> purify (a defense) ─┴─> evaluate ─> promote
-             └─> clean ────────────┘
+             └─> clean ────────────┘        └─> inspect
 
 and at the end, whatever happened, `report_status`.
 
@@ -15,6 +15,7 @@ from typing import Any
 from kfp import dsl
 
 from components.evaluate import evaluate
+from components.inspect import inspect
 from components.poison import poison
 from components.prepare import prepare
 from components.promote import promote
@@ -48,6 +49,7 @@ def build(
         attack_options: dict = numbers["attacks"][attack],
         safeguards: dict = numbers["purify"],
         thresholds: dict = numbers["evaluate"],
+        plan: dict = numbers["inspect"],
         gate: dict = numbers["promote"],
     ):
         def placed(task: dsl.PipelineTask, name: str, *, heavy: bool = False) -> Any:
@@ -99,6 +101,19 @@ def build(
                     f"evaluate {defense}",
                 )
                 if defense in grid["promote"]:
+                    placed(
+                        inspect(
+                            model=purified["out"],
+                            victim=victim["out"],
+                            reference=reference["out"],
+                            trigger=victim["trigger"],
+                            train=data["train"],
+                            test=data["test"],
+                            plan=plan,
+                        ),
+                        f"inspect {defense}",
+                        heavy=True,
+                    )
                     task = promote(model=purified["out"], evaluation=measured["out"], gate=gate)
                     task.set_caching_options(False)  # the registry may have changed since
                     placed(task, f"promote {defense}")

@@ -40,6 +40,8 @@ def shrink(content) -> None:
     content["prepare"]["clean_fraction"] = 0.1
     content["train"]["signs"] |= {"epochs": 2, "model": {**NARROW}}
     content["defenses"]["ngf"] |= {"steps": 3, "views": 2}
+    content["inspect"] |= {"images": 20, "probes": 2, "lanczos": 3, "surface": 3, "features": 24}
+    content["inspect"]["surface_images"] = 10
     content["cluster"]["retries"]["count"] = 0
 
 

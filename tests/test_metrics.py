@@ -87,3 +87,42 @@ def test_predictions_do_not_depend_on_the_batch(monkeypatch):
     monkeypatch.setattr(metrics, "BATCH", 37)
     assert torch.equal(whole, metrics.predict({"m": model}, x_NHWC)["m"])
     assert direct.shape == (37, CLASSES)
+
+
+def paired(both: int, first: int, second: int, neither: int) -> dict:
+    table = ((1, 1, both), (1, 0, first), (0, 1, second), (0, 0, neither))
+    rows = [(a, b) for a, b, count in table for _ in range(count)]
+    first_N, second_N = torch.tensor(rows).bool().T
+    return metrics.difference(first_N, second_N)
+
+
+@given(st.tuples(*[st.integers(0, 60)] * 4).filter(any))
+def test_the_difference_of_paired_shares(table):
+    """Its value by hand; the interval holds it, turns with the sign, and knows what agrees."""
+    both, first, second, neither = table
+    found, turned = paired(*table), paired(both, second, first, neither)
+    assert found["value"] == pytest.approx((first - second) / sum(table), abs=1e-12)
+    assert -1 - 1e-12 <= found["low"] <= found["value"] <= found["high"] <= 1 + 1e-12
+    assert turned["low"] == pytest.approx(-found["high"], abs=1e-12)
+    assert found["n"] == sum(table)
+
+
+def test_its_interval_holds_the_truth_in_95_of_100_samples():
+    """2,000 samples of 200 images, drawn from known shares that are strongly correlated."""
+    rng = np.random.default_rng(0)
+    truth = np.array([0.85, 0.08, 0.03, 0.04])
+    held = []
+    for table in rng.multinomial(200, truth, 2000):
+        found = paired(*table)
+        held.append(found["low"] <= 0.05 <= found["high"])
+    assert 0.935 < np.mean(held) < 0.98
+
+
+def test_pairing_narrows_the_interval_where_both_answer_alike():
+    alike, apart = paired(90, 1, 1, 8), paired(82, 9, 9, 0)
+    assert alike["high"] - alike["low"] < 0.6 * (apart["high"] - apart["low"])
+
+
+def test_no_image_no_difference():
+    nothing = torch.zeros(0, dtype=torch.bool)
+    assert metrics.difference(nothing, nothing) is None

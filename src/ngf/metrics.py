@@ -57,6 +57,40 @@ def proportion(hit_N: Tensor, y_N: Tensor, n_classes: int) -> dict[str, Any] | N
     return {"value": hits / n, "low": low, "high": high, "n": n, "per_class": per_class}
 
 
+def difference(first_N: Tensor, second_N: Tensor) -> dict[str, Any] | None:
+    """Share of `first_N` minus that of `second_N`, boolean, of the same images; None where N is 0.
+
+    With Newcombe's 95% interval for paired proportions (1998, Statistics in Medicine 17, 2635-2650,
+    method 10): Wilson's intervals of both, squared and added, less what they have in common.
+    """
+    n = len(first_N)
+    if not n:
+        return None
+    both, neither = int((first_N & second_N).sum()), int((~first_N & ~second_N).sum())
+    hits_1, hits_2 = int(first_N.sum()), int(second_N.sum())
+    phi = _phi(both, hits_1 - both, hits_2 - both, neither)
+    (low_1, high_1), (low_2, high_2) = wilson(hits_1, n), wilson(hits_2, n)
+    share_1, share_2 = hits_1 / n, hits_2 / n
+    below = _apart(share_1 - low_1, high_2 - share_2, phi)
+    above = _apart(high_1 - share_1, share_2 - low_2, phi)
+    value = (hits_1 - hits_2) / n
+    return {"value": value, "low": value - below, "high": value + above, "n": n}
+
+
+def _phi(both: int, first: int, second: int, neither: int) -> float:
+    """The correlation of a 2x2 table, its numerator corrected for continuity where positive."""
+    margins = (both + first) * (second + neither) * (both + second) * (first + neither)
+    if not margins:
+        return 0.0
+    product = both * neither - first * second
+    half = (both + first + second + neither) / 2
+    return (max(product - half, 0) if product > 0 else product) / math.sqrt(margins)
+
+
+def _apart(one: float, other: float, phi: float) -> float:
+    return math.sqrt(max(one**2 - 2 * phi * one * other + other**2, 0.0))
+
+
 def confusion(predicted_N: Tensor, y_N: Tensor, n_classes: int) -> list[list[int]]:
     """How many images of each class (rows) were answered with each class (columns)."""
     cells_N = y_N * n_classes + predicted_N
@@ -88,18 +122,20 @@ def predict(
     return {name: torch.cat(classes) for name, classes in found.items()}
 
 
-def measure(
+def hits(
     models: Mapping[str, nn.Module],
     x_NHWC: Tensor | Streamed,
     y_N: Tensor,
     trigger: Trigger,
-    n_classes: int,
     clean: Mapping[str, Tensor] | None = None,
-) -> dict[str, dict[str, Any]]:
-    """{model: {"acc", "asr", "ra"}} on test images uint8 [N, H, W, 3] with labels int64 [N].
+) -> tuple[dict[str, dict[str, Tensor]], Tensor]:
+    """({model: {"acc": [N], "asr": [M], "ra": [M]}}, y_M): which images count for each, boolean.
 
-    ASR and RA are None where no image counts, as for the benign row. clean: what `predict` found
-    for the images without trigger, where that is known.
+    M are the test images that the attacker wants to be something else; none in the benign row.
+
+    Args:
+        x_NHWC, y_N: test images uint8 [N, H, W, 3] with labels int64 [N].
+        clean: what `predict` found for the images without trigger, where that is known.
     """
     wanted_N = trigger.wanted(y_N)
     rows_M = (wanted_N >= 0).nonzero().flatten()
@@ -111,11 +147,37 @@ def measure(
 
     triggered = predict(models, x_NHWC, triggered_rows, rows_M) if len(y_M) else {}
     nothing_M = y_M  # the benign row: no image is triggered
-    return {
+    found = {
         name: {
-            "acc": proportion(clean[name] == y_N, y_N, n_classes),
-            "asr": proportion(triggered.get(name, nothing_M) == wanted_M, y_M, n_classes),
-            "ra": proportion(triggered.get(name, nothing_M) == y_M, y_M, n_classes),
+            "acc": clean[name] == y_N,
+            "asr": triggered.get(name, nothing_M) == wanted_M,
+            "ra": triggered.get(name, nothing_M) == y_M,
         }
         for name in models
     }
+    return found, y_M
+
+
+def shares(
+    found: Mapping[str, Mapping[str, Tensor]], y_N: Tensor, y_M: Tensor, n_classes: int
+) -> dict[str, dict[str, Any]]:
+    """{model: {"acc", "asr", "ra"}} of what `hits` found; ASR and RA None where no image counts."""
+    return {
+        name: {
+            key: proportion(hit, y_N if key == "acc" else y_M, n_classes)
+            for key, hit in three.items()
+        }
+        for name, three in found.items()
+    }
+
+
+def measure(
+    models: Mapping[str, nn.Module],
+    x_NHWC: Tensor | Streamed,
+    y_N: Tensor,
+    trigger: Trigger,
+    n_classes: int,
+) -> dict[str, dict[str, Any]]:
+    """`shares` of `hits`."""
+    found, y_M = hits(models, x_NHWC, y_N, trigger)
+    return shares(found, y_N, y_M, n_classes)

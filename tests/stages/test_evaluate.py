@@ -112,3 +112,29 @@ def test_how_visible_the_trigger_is_stands_in_the_metrics(workplace):
     assert set(metrics["visibility"]) == {"psnr", "ssim", "largest", "n"}
     assert metrics["visibility"]["n"] == 64  # the target's own 32 of the 96 images are left out
     assert (workplace.folder / "evaluation" / "triggered.png").exists()
+
+
+def test_what_it_lost_is_counted_image_by_image(workplace):
+    workplace.purify(snapshots=1)
+    metrics = workplace.evaluate()
+    for whose in ("reference", "victim"):
+        drop = metrics[f"against_{whose}"]["acc_drop"]
+        assert drop["value"] == pytest.approx(
+            metrics[whose]["acc"]["value"] - metrics["model"]["acc"]["value"]
+        )
+        assert drop["low"] <= drop["value"] <= drop["high"]
+    against = metrics["against_reference"]
+    above = metrics["model"]["asr"]["value"] - metrics["reference"]["asr"]["value"]
+    below = metrics["reference"]["ra"]["value"] - metrics["model"]["ra"]["value"]
+    assert against["asr_above_floor"]["value"] == pytest.approx(above)
+    assert against["ra_below_ceiling"]["value"] == pytest.approx(below)
+    assert against["asr_above_floor"]["n"] == 64
+
+
+def test_without_an_attack_only_acc_is_compared(workplace):
+    store.save_trigger(workplace.folder / "benign", Trigger("benign"))
+    workplace.purify(snapshots=1)
+    against = workplace.evaluate(trigger="benign")["against_reference"]
+    assert against["asr_above_floor"] is None
+    assert against["ra_below_ceiling"] is None
+    assert against["acc_drop"] is not None

@@ -263,7 +263,7 @@ def _sharpness(model: Classifier, x_NCHW: torch.Tensor, y_N: torch.Tensor) -> fl
     memory on a CPU where it takes the weight gradient of a 1x1 convolution with a stride and few
     inputs, and the process dies.
     """
-    from ngf.curvature import sharpness
+    from ngf.curvature.power import sharpness
 
     plain: Any = model  # torch's stubs know no memory format alone
     plain.to(memory_format=torch.contiguous_format)

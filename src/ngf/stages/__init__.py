@@ -13,11 +13,11 @@ the run is recorded.
 from __future__ import annotations
 
 import importlib
-import inspect
 import tempfile
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from inspect import signature  # `inspect` itself is a stage
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from ngf import store
 from ngf.errors import InputError
 from ngf.params import Sections
 
-NAMES = ("prepare", "poison", "train", "purify", "evaluate", "promote")
+NAMES = ("prepare", "poison", "train", "purify", "evaluate", "inspect", "promote")
 TOGETHER = ("train",)  # what several processes of torchrun can do
 
 
@@ -75,7 +75,7 @@ def function(name: str) -> Stage:
 def marks(name: str) -> dict[str, Reads | Writes | str]:
     """{argument: its mark, or its help where it is a plain name}, without `settings`."""
     hints = typing.get_type_hints(function(name), include_extras=True)
-    arguments = inspect.signature(function(name)).parameters
+    arguments = signature(function(name)).parameters
     return {arg: _mark(hints[arg]) for arg in arguments if arg != "settings"}
 
 

@@ -15,6 +15,8 @@ from ngf.params import Sections
 from ngf.stages import Outcome, Reads, Writes
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ngf.models import Classifier
     from ngf.trail import Snapshot
 
@@ -88,7 +90,8 @@ def evaluate(
     way = _along(models["model"], store.load_trail(model))
     everyone = {**models, **{f"step {step}": earlier for step, earlier in way.items()}}
     clean = metrics.predict(everyone, x_NHWC)
-    found = metrics.measure(everyone, x_NHWC, y_N, opener, len(split.classes), clean)
+    hits, y_M = metrics.hits(everyone, x_NHWC, y_N, opener, clean)
+    found = metrics.shares(hits, y_N, y_M, len(split.classes))
     measured = {name: found[name] for name in models}
 
     names = {
@@ -101,6 +104,7 @@ def evaluate(
         "classes": list(split.classes),
         "victim_failed": thresholds.failure(opener.attack, measured),
         **measured,
+        **_against(hits),
     }
     if way:
         content["along"] = [{"step": step, **_shares(found[f"step {step}"])} for step in way]
@@ -131,6 +135,21 @@ def _along(model: Classifier, snapshots: Sequence[Snapshot]) -> dict[int, Classi
     from ngf import trail
 
     return {step: trail.overlay(copy.deepcopy(model), tensors) for step, tensors in snapshots}
+
+
+def _against(hits: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Any]:
+    """What the model lost against the reference and the victim, image by image."""
+    from ngf.metrics import difference
+
+    model, victim, reference = (hits[name] for name in ("model", "victim", "reference"))
+    return {
+        "against_reference": {
+            "acc_drop": difference(reference["acc"], model["acc"]),
+            "asr_above_floor": difference(model["asr"], reference["asr"]),
+            "ra_below_ceiling": difference(reference["ra"], model["ra"]),
+        },
+        "against_victim": {"acc_drop": difference(victim["acc"], model["acc"])},
+    }
 
 
 def _shares(three: Mapping[str, Any]) -> dict[str, float | None]:

@@ -1,4 +1,7 @@
-"""How sharp a minimum is: the largest eigenvalue of the loss's Hessian, by power iteration."""
+"""The largest eigenvalue of the loss's Hessian by power iteration: for any network.
+
+Torch alone, and no functional call of the network: one from elsewhere need not bear it.
+"""
 
 from __future__ import annotations
 
