@@ -253,7 +253,9 @@ def report(
     thresholds = params.parse(Thresholds, section, "evaluate")
     if not runs and not rows:
         runs = [Path("runs")]
-    print(reporting.write(out, runs or [], rows or [], thresholds))
+    message, files = reporting.write(out, runs or [], rows or [], thresholds)
+    reporting.record(message, files, section)
+    print(message)
 
 
 @app.command()

@@ -5,19 +5,22 @@ Kubeflow's UI and MLflow show the same parts of one evaluation or inspection: `p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ngf.params import Settings
     from ngf.stages.evaluate import Thresholds
 
 
-def write(out: Path, runs: Sequence[Path], rows: Sequence[Path], thresholds: Thresholds) -> str:
+def write(
+    out: Path, runs: Sequence[Path], rows: Sequence[Path], thresholds: Thresholds
+) -> tuple[str, dict[str, Path]]:
     """index.html, table.md, cells.json and plots/ below `out`, whole or not at all.
 
     Returns:
-        what was written, in a line.
+        what was written, in a line, and the files that are to be kept with it, by name.
     """
     from ngf import store
     from ngf.report import collect, page, plots, table
@@ -33,7 +36,18 @@ def write(out: Path, runs: Sequence[Path], rows: Sequence[Path], thresholds: Thr
         plots.write(folder / "plots", cells)
     failed = sum(row.failed for row in found)
     warning = f"; VICTIM FAILED in {failed} of them" if failed else ""
-    return f"{out / 'index.html'}: {len(found)} cells{warning}"
+    message = f"{out / 'index.html'}: {len(found)} cells{warning}"
+    return message, {name: out / name for name in ("index.html", "table.md", "cells.json")}
+
+
+def record(message: str, files: Mapping[str, Path], thresholds: Settings) -> None:
+    """One MLflow run with the files; like a stage's, it is off or missing without harm."""
+    from ngf import lineage
+    from ngf.stages import Outcome
+
+    with lineage.recording("report", {"evaluate": thresholds}, {}) as run:
+        if run:
+            run.kept(Outcome(message), files)
 
 
 def evaluation_html(folder: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from ngf import store
 from ngf.report import pieces, select
 from ngf.report.collect import Cell, Measured
+from ngf.report.table import REFERENCE_POINT
 
 FOLDERS = ("along", "confusion", "movement", "density")
 CURVES = {"reference": "reference", **select.BEFORE_AND_AFTER}
@@ -25,6 +26,8 @@ def write(out: Path, cells: Mapping[Cell, Sequence[Measured]]) -> None:
     for name in FOLDERS:
         (out / name).mkdir(parents=True)
     for cell, seeds in cells.items():
+        if cell[2] == REFERENCE_POINT:  # nothing changed
+            continue
         folder = next((one.folder for one in seeds if one.folder), None)
         if folder:
             _cell(out, "-".join(cell).replace("/", "_"), folder)
