@@ -7,7 +7,6 @@ of panels, which a page lays side by side or, on a phone, below each other.
 
 from __future__ import annotations
 
-import hashlib
 import html
 import io
 import re
@@ -26,6 +25,7 @@ GREEN, ORANGE, BLUE, PINK, SKY = "#009e73", "#e07b00", "#3b86d0", "#cc79a7", "#5
 COLOURS = {"reference": GREEN, "victim": ORANGE, "model": BLUE}
 MEASURES = {"acc": (BLUE, "o", "ACC"), "asr": (ORANGE, "s", "ASR"), "ra": (GREEN, "^", "RA")}
 KINDS = {"conv": BLUE, "norm": ORANGE, "linear": GREEN, "other": PINK}
+OWN = "own-id-"  # what ids of a chart begin with until a page numbers its charts
 WIDTH, HEIGHT = 4.3, 3.3  # inches of a panel; an inch is 72 units of the drawing
 LEAST_DENSITY = 1e-6  # shown, of the largest
 MOST_POINTS = 2000  # drawn one by one; more become a picture
@@ -149,7 +149,8 @@ def surface(found: Mapping[str, Any]) -> list[str]:
             ticks = [float(f"{level:.2g}") for level in levels[:: LEVELS // 4]]
             _bar(axes, filled, "cross-entropy, nats", ticks)
 
-        ends = f"{np.nanmin(grids[who]):.3g} to {np.nanmax(grids[who]):.3g} nats"
+        known = grids[who][np.isfinite(grids[who])]
+        ends = f"{known.min():.3g} to {known.max():.3g} nats" if known.size else "not finite"
         return _panel(draw, f"Loss surface {BEFORE_AND_AFTER[who]}: {ends}", width=1.1 * WIDTH)
 
     return [one(who) for who in BEFORE_AND_AFTER]
@@ -274,7 +275,7 @@ def _inline(svg: str, text: str) -> str:
     svg = re.sub(r"\n\s*", "\n", svg)
     svg = re.sub(r"font: (\S+) [^;\"]*", r"font-size: \1", svg)
     svg = re.sub(r"(\d\.\d{3})\d+", r"\1", svg)
-    svg = _own_ids(svg, text)
+    svg = _own_ids(svg)
     size = re.search(r'viewBox="0 0 ([\d.]+) ', svg)
     assert size
     points, said = float(size[1]), html.escape(text)
@@ -292,11 +293,8 @@ def _view(svg: str) -> str:
     return found[1]
 
 
-def _own_ids(svg: str, text: str) -> str:
-    """Ids that something refers to get a name of this chart's own; all others go."""
-    used = set(re.findall(r'(?:url\(#|href="#)([\w-]+)', svg))
-    own = "c" + hashlib.blake2b((text + svg).encode(), digest_size=4).hexdigest()
-    svg = re.sub(
-        r' id="([\w-]+)"', lambda m: f' id="{own}-{m[1]}"' if m[1] in used else "", svg
-    )  # fmt: skip
-    return re.sub(r'(url\(#|href="#)([\w-]+)', rf"\1{own}-\2", svg)
+def _own_ids(svg: str) -> str:
+    """Ids that something refers to begin with OWN, for a page to number; all others go."""
+    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{OWN}{m[1]}"' if m[1] in used else "", svg)
+    return re.sub(r'(url\(#|href="#)', rf"\1{OWN}", svg)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ngf import store
-from ngf.report import pieces, published
+from ngf.report import charts, pieces, published
 from ngf.report import table as tables
 from ngf.report.collect import Cell, Measured
 from ngf.report.table import COLUMNS, Row
@@ -33,7 +34,18 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["code"] = _code
-    return environment.get_template(template).render(**values)
+    return _numbered(environment.get_template(template).render(**values))
+
+
+def _numbered(page: str) -> str:
+    """Every chart gets ids of its own: two may be alike."""
+    numbers = itertools.count(1)
+    return re.sub(
+        r"<svg.*?</svg>",
+        lambda chart: chart[0].replace(charts.OWN, f"c{next(numbers)}-"),
+        page,
+        flags=re.S,
+    )
 
 
 def _code(text: str) -> Any:
