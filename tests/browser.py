@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import websocket  # websocket-client, which the kubernetes package brings
+import websocket
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 FLAGS = (

@@ -54,7 +54,7 @@ def along(points: Sequence[tuple[str, Mapping[str, float | None]]]) -> list[str]
         for key, (_, _, name) in MEASURES.items()
         if (start := points[0][1][key]) is not None and (end := points[-1][1][key]) is not None
     )
-    return [_panel(draw, f"Along purification: {ends}", width=1.25 * WIDTH)]
+    return [_panel(draw, f"Along purification: {ends}", width=1.1 * WIDTH)]
 
 
 def confusion(matrices: Mapping[str, Matrix]) -> list[str]:
@@ -176,7 +176,7 @@ def density(found: Mapping[str, Any]) -> list[str]:
         axes.legend(fontsize=9)
 
     ends = "; ".join(f"{names[who]} to {curve['grid'][-1]:.3g}" for who, curve in known.items())
-    return [_panel(draw, f"Spectral density of the Hessian: {ends}", width=1.25 * WIDTH)]
+    return [_panel(draw, f"Spectral density of the Hessian: {ends}", width=1.1 * WIDTH)]
 
 
 def movement(layers: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -202,7 +202,7 @@ def movement(layers: Sequence[Mapping[str, Any]]) -> list[str]:
     most = max(known, key=lambda layer: layer["moved"])
     text = f"Movement by layer: most in {most['layer']}, by {100 * most['moved']:.1f}%"
     height = max(HEIGHT / 2, 0.9 + 0.15 * len(shown))
-    return [_panel(draw, text, width=1.25 * WIDTH, height=height)]
+    return [_panel(draw, text, width=1.1 * WIDTH, height=height)]
 
 
 def _kind(kind: str) -> str:
@@ -245,8 +245,10 @@ def _panel(draw: Draw, text: str, *, width: float = WIDTH, height: float = HEIGH
 
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text, in the page's font
-    "font.size": 9,
-    "axes.titlesize": 10,
+    "font.size": 10,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "axes.titlesize": 11,
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": INK,
