@@ -33,7 +33,8 @@ def evaluate(
     import json
     from pathlib import Path
 
-    from ngf import shown, stages
+    from ngf import report as shown
+    from ngf import stages
 
     reads = {"model": model, "victim": victim, "reference": reference}
     paths = {name: artifact.path for name, artifact in reads.items()}
@@ -44,8 +45,8 @@ def evaluate(
     classes, counts = shown.confusion(Path(out.path))
     if classes:
         confusion.log_confusion_matrix(classes, counts)
-    Path(summary.path).write_text(shown.markdown(Path(out.path)))
-    Path(report.path).write_text(shown.html(Path(out.path)))
+    Path(summary.path).write_text(shown.evaluation_markdown(Path(out.path)))
+    Path(report.path).write_text(shown.evaluation_html(Path(out.path)))
     # KFP takes a metrics artifact without a file for one that is lost, and never caches the task.
     for one in (metrics, confusion):
         Path(one.path).write_text(json.dumps(one.metadata))

@@ -17,9 +17,10 @@ HERE = Path(__file__).parent
 EXTRAS = ("pipeline", "s3", "timm")
 WITH_TESTS = ("matplotlib", "networkx", "numpy", "pandas", "pyarrow", "scipy", "sklearn", "sympy")
 IMPORTED = (
-    "curvlinops", "dvc.repo.get", "dvc_s3", "kfp.dsl.executor_main", "mlflow.pytorch",
-    "mlflow.store.tracking", "safetensors.torch", "sklearn.manifold", "timm", "torch.export",
-    "torch.func", "torch.optim.swa_utils", "torchvision.transforms", "typer", "yaml",
+    "curvlinops", "dvc.repo.get", "dvc_s3", "jinja2", "kfp.dsl.executor_main", "matplotlib.figure",
+    "mlflow.pytorch", "mlflow.store.tracking", "safetensors.torch", "sklearn.manifold", "timm",
+    "torch.export", "torch.func", "torch.optim.swa_utils", "torchvision.transforms", "typer",
+    "yaml",
 )  # fmt: skip
 
 

@@ -112,6 +112,8 @@ BAD = {
         lambda w: change(w, defenses__finetune__lr="fast"),
         "defenses.finetune.lr: 'fast' is not float",
     ),
+    "report without results": (("report",), None, "no results under runs: run `make run`"),
+    "report of missing rows": (("report", "--rows", "no.json"), None, "no file no.json"),
     "parameters missing": (
         (*PURIFY, "--defense", "none"),
         lambda w: (w / "params.yaml").unlink(),
@@ -278,7 +280,7 @@ def test_help_answers_without_heavy_imports(workspace):
         "from ngf.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'mlflow', 'kfp', 'dvc', 'torchvision', 'pandas'}\n"
+        "heavy = {'torch', 'mlflow', 'kfp', 'dvc', 'torchvision', 'pandas', 'matplotlib', 'jinja2'}\n"
         "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     started = time.perf_counter()

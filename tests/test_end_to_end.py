@@ -1,5 +1,6 @@
 """The real thing, small: `dvc repro` in a copy of the checkout, beside KFP's local runner."""
 
+import json
 import os
 import signal
 import subprocess
@@ -63,8 +64,15 @@ parent = {run.info.run_id: stage.get(run.data.tags.get("mlflow.parentRunId")) fo
 parents = {(stage[run_id], parent[run_id]) for run_id in stage}
 assert parents == {("prepare", None), ("train", "prepare"), ("poison", "prepare"),
                    ("train", "poison"), ("purify", "train"), ("evaluate", "purify"),
-                   ("promote", "evaluate")}, parents
+                   ("inspect", "purify"), ("promote", "evaluate"), ("report", None)}, parents
 assert {run.info.status for run in runs} == {"FINISHED"}
+attached = {
+    stage[run_id]: {one.path for at in ("", "out") for one in client.list_artifacts(run_id, at)}
+    for run_id in stage
+}
+assert {"out/page.html", "out/page.md", "out/triggered.png"} <= attached["evaluate"], attached
+assert {"out/page.html", "out/page.md", "out/curvature.json"} <= attached["inspect"], attached
+assert {"index.html", "table.md", "cells.json"} <= attached["report"], attached
 version = client.get_model_version("ngf-signs-badnets", "1")
 assert version.tags["ngf.reason"].startswith("nothing was there to purify"), version.tags
 assert not client.get_registered_model("ngf-signs-badnets").aliases
@@ -72,6 +80,18 @@ model = mlflow.pytorch.load_model("models:/ngf-signs-badnets/1")
 assert model(torch.rand(5, 3, 32, 32)).shape == (5, 16)
 """
     run(sys.executable, "-c", code, cwd=clone)
+
+
+def test_the_grid_ends_with_a_page_and_plots(clone):
+    page = (clone / "report" / "index.html").read_text()
+    assert "VICTIM FAILED: the attack did not take" in page
+    for chart in ("Along purification", "Feature map after", "Loss surface before", "Spectral"):
+        assert f'aria-label="{chart}' in page
+    shown = json.loads(run("dvc", "plots", "show", "--json", cwd=clone).stdout)
+    assert "errors" not in shown
+    assert {Path(name).parent.name for name in shown["data"]} == {
+        "along", "confusion", "movement", "density",
+    }  # fmt: skip
 
 
 def test_a_second_run_does_nothing(clone):

@@ -298,6 +298,31 @@ def lineage(
 
 
 @app.command()
+def report(
+    runs: Annotated[
+        list[Path] | None,
+        typer.Option(help="Where a grid wrote its results; again for each other seed of it."),
+    ] = None,
+    rows: Annotated[
+        list[Path] | None, typer.Option(help="Rows of benchmarks/ablation.py; again for more.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of index.html and table.md.")] = Path("report"),
+    params_file: Params = Path("params.yaml"),
+) -> None:
+    """Write the results of grids as one HTML file and a Markdown table."""
+    from ngf import report as reporting
+    from ngf.stages.evaluate import Thresholds
+
+    section = params.section(params.read(params_file), "evaluate", params_file)
+    thresholds = params.parse(Thresholds, section, "evaluate")
+    if not runs and not rows:
+        runs = [Path("runs")]
+    message, files = reporting.write(out, runs or [], rows or [], thresholds)
+    reporting.record(message, files, section)
+    print(message)
+
+
+@app.command()
 def preflight(
     context: Annotated[str | None, typer.Option(help="Of the kubeconfig.")] = None,
     endpoint: Annotated[str | None, typer.Option(help="Address of Kubeflow Pipelines.")] = None,

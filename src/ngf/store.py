@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 READ_SIZE = 1 << 20
 PART = 1 << 26
 SPLIT = ("dataset", "classes", "mean", "std", "flip")  # what a split's card says
-MARKS = ("card.json", "rows.npy", "metrics.json")  # one of them lies in every artifact folder
+# One of them lies in every artifact folder.
+MARKS = ("card.json", "rows.npy", "metrics.json", "cells.json")
 
 
 # Writing whole or not at all ------------------------------------------------------------------

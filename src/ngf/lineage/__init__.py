@@ -24,7 +24,7 @@ import selectors
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,7 +66,7 @@ class Record:
         """Send what the stage is about to do; the digests are taken while MLflow is imported."""
         from ngf.stages import Reads, marks
 
-        marked = marks(self._stage)
+        marked = marks(self._stage) if reads else {}
         self._opening["reads"] = {
             key: {
                 "path": str(path),
@@ -91,17 +91,25 @@ class Record:
         from ngf.stages import Writes, marks
 
         marked = marks(self._stage)
+        attached = {
+            key for key in writes if isinstance(mark := marked[key], Writes) and mark.attach
+        }
+        self._finish(outcome, writes, attached)
+
+    def kept(self, outcome: Outcome, files: Mapping[str, Path]) -> None:
+        """The same for files that no stage wrote; all travel with the run."""
+        self._finish(outcome, files, files)
+
+    def _finish(
+        self, outcome: Outcome, writes: Mapping[str, Path], attached: Collection[str]
+    ) -> None:
         self._closing = {
             "status": "FINISHED",
             "message": outcome.message,
             "metrics": {**outcome.metrics, "stage_seconds": time.perf_counter() - self._started},
             "tags": outcome.tags,
             "wrote": {
-                key: {
-                    "path": str(path),
-                    "digest": store.digest(path),
-                    "attach": isinstance(mark := marked[key], Writes) and mark.attach,
-                }
+                key: {"path": str(path), "digest": store.digest(path), "attach": key in attached}
                 for key, path in writes.items()
             },
         }

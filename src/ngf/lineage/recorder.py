@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ngf import report
 from ngf.lineage import now_ms
 from ngf.lineage._client import again, one_line, prepare_environment, unless_there
 from ngf.lineage._patience import Patience
@@ -129,6 +130,8 @@ class Run:
     def _attach(self, key: str, path: Path) -> None:
         if path.is_dir():
             self.client.log_artifacts(self.run_id, str(path), key)
+            for name, content in report.pages(path).items():
+                self.client.log_text(self.run_id, content, f"{key}/{name}")
         else:
             self.client.log_artifact(self.run_id, str(path))
 
