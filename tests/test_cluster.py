@@ -14,7 +14,7 @@ from pipelines.cluster import RAW_ENVIRONMENT, Cluster, Toleration
 from pipelines.compile import compile_pair
 from pipelines.image import DIRTY, image_of
 
-HEAVY = {"train-reference", "train-victim", "purify", "purify-2", "purify-3"}
+HEAVY = {"train-reference", "train-victim", "purify", "purify-2", "purify-3", "inspect"}
 GPU = {
     "namespace": "ml",
     "service_account": "runner",
