@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -124,3 +125,77 @@ def mlflow_server(folder: Path, *words: str, **environment: str) -> Iterator[str
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
         yield address
+
+
+METHODS = (b"GET", b"POST", b"PUT", b"PATCH", b"DELETE")
+
+
+class Cable:
+    """Forwards TCP to a server; cut while the answer to one request is on its way, then mended.
+
+    cut_at: the request (counted over all connections) whose answer is lost. seconds: how long
+    nothing gets through afterwards. cuts: how often that happened, 0 or 1.
+    """
+
+    def __init__(self, address: str, *, cut_at: int, seconds: float) -> None:
+        self._to = ("127.0.0.1", int(address.rsplit(":", 1)[1]))
+        self._cut_at, self._seconds = cut_at, seconds
+        self._seen, self.cuts, self._dead_until = 0, 0, 0.0
+        self._lock, self._open = threading.Lock(), set()
+        self._door = socket.create_server(("127.0.0.1", 0))
+        self.address = f"http://127.0.0.1:{self._door.getsockname()[1]}"
+
+    def __enter__(self) -> Cable:
+        threading.Thread(target=self._accept, daemon=True).start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._door.close()
+        self._close_all()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._door.accept()
+            except OSError:
+                return
+            if time.monotonic() < self._dead_until:
+                near.close()
+                continue
+            far = socket.create_connection(self._to)
+            with self._lock:
+                self._open |= {near, far}
+            threading.Thread(target=self._pump, args=(near, far, True), daemon=True).start()
+            threading.Thread(target=self._pump, args=(far, near, False), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, asks: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if not asks and self._seen == self._cut_at and not self.cuts:
+                    continue  # the answer that is lost
+                last = asks and data.split(b" ", 1)[0] in METHODS and self._count()
+                sink.sendall(data)
+                if last:
+                    self._cut()
+        for one in (source, sink):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+    def _count(self) -> bool:
+        with self._lock:
+            self._seen += 1
+            return self._seen == self._cut_at
+
+    def _cut(self) -> None:
+        time.sleep(0.5)  # the server does what it was asked
+        self.cuts += 1
+        self._dead_until = time.monotonic() + self._seconds
+        self._close_all()
+
+    def _close_all(self) -> None:
+        with self._lock:
+            gone, self._open = self._open, set()
+        for one in gone:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()

@@ -24,6 +24,16 @@ outcome = stages.run("promote", settings={"gate": gate}, model=folder / "model",
                      evaluation=folder / "evaluation", out=out)
 print(outcome.message)
 """
+# What `evaluate` would have recorded: on which test split the model was measured.
+MEASURED = """
+import sys
+from pathlib import Path
+from ngf import lineage, stages
+folder = Path(sys.argv[1])
+read = {"model": folder / "model", "test": folder.parent / "test"}
+with lineage.recording("evaluate", {}, read) as record:
+    record.done(stages.Outcome("measured"), {"out": folder / "evaluation"})
+"""
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +96,39 @@ def test_ten_at_once_lose_nothing_and_leave_one_champion(server, tmp_path):
         (file,) = (one.path for one in client.list_artifacts(run.info.run_id) if not one.is_dir)
         content = client.download_artifacts(run.info.run_id, file, str(tmp_path))
         assert store.read_json(Path(content))["model"] == "ngf-colours-badnets"
+
+
+def test_of_ten_different_ones_at_once_the_best_is_champion(server, tmp_path):
+    lost = [0.010, 0.004, 0.018, 0.002, 0.014, 0.012, 0.008, 0.016, 0.006, 0.020]
+    environment = {
+        **os.environ,
+        "NGF_LINEAGE": "on",
+        "MLFLOW_TRACKING_URI": server,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT / "src"),
+    }
+    writers = []
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "card.json").write_text("test split")
+    for number, share in enumerate(lost):
+        folder = tmp_path / str(number)
+        promotable(folder, seed=number, lost=share, attack="race")
+        words = [sys.executable, "-c", MEASURED + PROMOTE, folder, folder / "decision.json"]
+        writers.append(
+            subprocess.Popen(
+                words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    said = [writer.communicate(timeout=500)[0] for writer in writers]
+    assert [writer.returncode for writer in writers] == [0] * WRITERS, "\n".join(said)
+
+    import mlflow
+
+    client = mlflow.MlflowClient(server, server)
+    versions = client.search_model_versions("name = 'ngf-colours-race'")
+    assert len(versions) == WRITERS
+    aliases = client.get_registered_model("ngf-colours-race").aliases
+    best = client.get_model_version("ngf-colours-race", aliases["champion"])
+    assert float(best.tags["ngf.acc_drop"]) == min(lost)
+    decisions = [version.tags["ngf.decision"] for version in versions]
+    assert decisions.count("champion") == 1

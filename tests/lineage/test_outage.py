@@ -1,0 +1,85 @@
+"""A real MLflow server that is cut off in the middle of a promotion."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT, promotable
+from servers import Cable, mlflow_server
+from test_team_server import PROMOTE
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("outage")
+    where = [f"--backend-store-uri=sqlite:///{folder}/mlflow.db"]
+    where += [f"--artifacts-destination={folder}/artifacts"]
+    with mlflow_server(folder / "mlflow", *where) as tracking:
+        yield tracking
+
+
+def promote(folder, tracking, patience_s):
+    environment = {
+        **os.environ,
+        "NGF_LINEAGE": "on",
+        "NGF_REGISTRY_PATIENCE": str(patience_s),
+        "MLFLOW_TRACKING_URI": tracking,
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT / "src"),
+    }
+    command = [sys.executable, "-c", PROMOTE, folder, folder / "decision.json"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def left(server, name):
+    """Versions of the name, aliases, and logged models of its promotions that no version has."""
+    import mlflow
+
+    client = mlflow.MlflowClient(server, server)
+    versions = client.search_model_versions(f"name = '{name}'")
+    experiment = client.get_experiment_by_name("ngf")
+    runs = {
+        run.info.run_id
+        for run in client.search_runs([experiment.experiment_id])
+        if run.data.tags.get("attack", name.rsplit("-", 1)[1]) == name.rsplit("-", 1)[1]
+    }
+    logged = client.search_logged_models([experiment.experiment_id])
+    ours = {one.model_id for one in logged if one.source_run_id in runs}
+    mine = {version.model_id for version in client.search_model_versions()}
+    aliases = client.get_registered_model(name).aliases if versions else {}
+    return versions, aliases, ours - mine
+
+
+@pytest.mark.parametrize("request_number", [12, 18, 24])
+def test_a_server_lost_and_back_is_asked_again(request_number, server, tmp_path):
+    attack = f"cut{request_number}"
+    promotable(tmp_path, attack=attack)
+    with Cable(server, cut_at=request_number, seconds=2) as cable:
+        done = promote(tmp_path, cable.address, 60)
+    assert cable.cuts == 1, "the promotion ended before the server was lost"
+    assert done.returncode == 0, done.stderr
+    versions, aliases, orphans = left(server, f"ngf-colours-{attack}")
+    assert [version.version for version in versions] == ["1"]
+    assert aliases == {"champion": "1"}
+    assert not orphans
+    assert json.loads((tmp_path / "decision.json").read_text())["decision"] == "champion"
+
+
+def test_a_server_lost_for_good_is_an_error_and_the_next_promotion_mends_it(server, tmp_path):
+    promotable(tmp_path, attack="gone")
+    with Cable(server, cut_at=15, seconds=1e9) as cable:
+        done = promote(tmp_path, cable.address, 2)
+    assert cable.cuts == 1
+    assert done.returncode != 0
+    assert not (tmp_path / "decision.json").exists()
+    versions, _, _ = left(server, "ngf-colours-gone")
+    assert len(versions) <= 1
+    assert promote(tmp_path, server, 2).returncode == 0
+    versions, aliases, _ = left(server, "ngf-colours-gone")
+    assert len(versions) == 1
+    assert aliases == {"champion": versions[0].version}
