@@ -14,6 +14,7 @@ from ngf import store
 
 pytestmark = pytest.mark.slow
 WRITERS = 10
+NAME = "ngf-colours-badnets"
 PROMOTE = """
 import sys
 from pathlib import Path
@@ -48,8 +49,7 @@ def server(tmp_path_factory):
             yield tracking
 
 
-def test_ten_at_once_lose_nothing_and_leave_one_champion(server, tmp_path):
-    promotable(tmp_path)
+def at_once(server, words):
     environment = {
         **os.environ,
         "NGF_LINEAGE": "on",
@@ -59,17 +59,27 @@ def test_ten_at_once_lose_nothing_and_leave_one_champion(server, tmp_path):
     }
     writers = [
         subprocess.Popen(
-            [sys.executable, "-c", PROMOTE, tmp_path, tmp_path / f"{number}.json"],
+            [sys.executable, "-c", *each],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for number in range(WRITERS)
+        for each in words
     ]
     said = [writer.communicate(timeout=500)[0] for writer in writers]
-    assert [writer.returncode for writer in writers] == [0] * WRITERS, "\n".join(said)
-    decisions = [json.loads((tmp_path / f"{n}.json").read_text()) for n in range(WRITERS)]
+    assert [writer.returncode for writer in writers] == [0] * len(writers), "\n".join(said)
+
+
+def test_of_ten_at_once_nothing_is_lost_and_the_best_is_champion(server, tmp_path):
+    lost = [0.010, 0.004, 0.018, 0.002, 0.014, 0.012, 0.008, 0.016, 0.006, 0.020]
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "card.json").write_text("test split")
+    folders = [tmp_path / str(number) for number in range(WRITERS)]
+    for folder, share in zip(folders, lost, strict=True):
+        promotable(folder, lost=share)
+    at_once(server, [[MEASURED + PROMOTE, one, one / "decision.json"] for one in folders])
+    decisions = [json.loads((folder / "decision.json").read_text()) for folder in folders]
     assert sorted(one["version"] for one in decisions) == list(range(1, WRITERS + 1))
     assert all(one["passed"] for one in decisions)
 
@@ -78,57 +88,30 @@ def test_ten_at_once_lose_nothing_and_leave_one_champion(server, tmp_path):
     client = mlflow.MlflowClient(server, server)
     experiment = client.get_experiment_by_name("ngf")
     assert experiment.artifact_location.startswith("mlflow-artifacts:")
-    runs = client.search_runs([experiment.experiment_id])
-    assert len(runs) == WRITERS
+    versions = client.search_model_versions(f"name = '{NAME}'")
+    assert len(versions) == WRITERS
+    runs = [client.get_run(version.run_id) for version in versions]
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert all(run.data.metrics["passed"] == 1 for run in runs)
-    assert {run.data.tags["registered"] for run in runs} == {
-        f"ngf-colours-badnets/{n}" for n in range(1, WRITERS + 1)
-    }
-    versions = client.search_model_versions("name = 'ngf-colours-badnets'")
-    assert {version.run_id for version in versions} == {run.info.run_id for run in runs}
-    assert {version.tags["gate"] for version in versions} == {"passed"}
-    aliases = client.get_registered_model("ngf-colours-badnets").aliases
-    assert list(aliases) == ["champion"]
-    assert aliases["champion"] in {version.version for version in versions}
+    assert {version.tags["ngf.gate"] for version in versions} == {"passed"}
+    champion = client.get_registered_model(NAME).aliases["champion"]
+    best = client.get_model_version(NAME, champion)
+    assert float(best.tags["ngf.acc_drop"]) == min(lost)
+    assert [version.tags["ngf.decision"] for version in versions].count("champion") == 1
     # The attached decision went through the server into the store, and comes back.
     for run in runs:
         (file,) = (one.path for one in client.list_artifacts(run.info.run_id) if not one.is_dir)
         content = client.download_artifacts(run.info.run_id, file, str(tmp_path))
-        assert store.read_json(Path(content))["model"] == "ngf-colours-badnets"
+        assert store.read_json(Path(content))["model"] == NAME
 
 
-def test_of_ten_different_ones_at_once_the_best_is_champion(server, tmp_path):
-    lost = [0.010, 0.004, 0.018, 0.002, 0.014, 0.012, 0.008, 0.016, 0.006, 0.020]
-    environment = {
-        **os.environ,
-        "NGF_LINEAGE": "on",
-        "MLFLOW_TRACKING_URI": server,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT / "src"),
-    }
-    writers = []
-    (tmp_path / "test").mkdir()
-    (tmp_path / "test" / "card.json").write_text("test split")
-    for number, share in enumerate(lost):
-        folder = tmp_path / str(number)
-        promotable(folder, seed=number, lost=share, attack="race")
-        words = [sys.executable, "-c", MEASURED + PROMOTE, folder, folder / "decision.json"]
-        writers.append(
-            subprocess.Popen(
-                words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-            )
-        )
-    said = [writer.communicate(timeout=500)[0] for writer in writers]
-    assert [writer.returncode for writer in writers] == [0] * WRITERS, "\n".join(said)
+def test_one_promotion_ten_times_at_once_is_one_version(server, tmp_path):
+    promotable(tmp_path, attack="twins")
+    at_once(server, [[PROMOTE, tmp_path, tmp_path / f"{n}.json"] for n in range(WRITERS)])
 
     import mlflow
 
     client = mlflow.MlflowClient(server, server)
-    versions = client.search_model_versions("name = 'ngf-colours-race'")
-    assert len(versions) == WRITERS
-    aliases = client.get_registered_model("ngf-colours-race").aliases
-    best = client.get_model_version("ngf-colours-race", aliases["champion"])
-    assert float(best.tags["ngf.acc_drop"]) == min(lost)
-    decisions = [version.tags["ngf.decision"] for version in versions]
-    assert decisions.count("champion") == 1
+    (version,) = client.search_model_versions("name = 'ngf-colours-twins'")
+    aliases = client.get_registered_model("ngf-colours-twins").aliases
+    assert aliases == {"champion": version.version}

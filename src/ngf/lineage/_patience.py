@@ -10,6 +10,9 @@ from ngf.errors import InputError
 SECONDS = 45.0
 PAUSE_S, LONGEST_S = 0.5, 5.0
 PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ABORTED")
+# Two who write the same tag at once: MLflow's database lets one of them through, the other one's
+# request is "bad", and fine when it is asked again. In words of PostgreSQL, SQLite and MySQL.
+COLLISIONS = ("unique constraint", "duplicate entry", "deadlock", "could not serialize")
 CLIENTS = ("urllib3", "botocore", "boto3")  # their errors are no OSErrors
 T = TypeVar("T")
 
@@ -56,5 +59,6 @@ def _passing(error: Exception) -> bool:
     from mlflow.exceptions import MlflowException
 
     if isinstance(error, MlflowException):
-        return error.error_code in PASSING
+        collision = any(words in str(error).lower() for words in COLLISIONS)
+        return error.error_code in PASSING or collision
     return isinstance(error, OSError) or type(error).__module__.startswith(CLIENTS)
