@@ -77,6 +77,7 @@ def test_of_ten_at_once_nothing_is_lost_and_the_best_is_champion(server, tmp_pat
     (tmp_path / "test" / "card.json").write_text("test split")
     folders = [tmp_path / str(number) for number in range(WRITERS)]
     for folder, share in zip(folders, lost, strict=True):
+        folder.mkdir()
         promotable(folder, lost=share)
     at_once(server, [[MEASURED + PROMOTE, one, one / "decision.json"] for one in folders])
     decisions = [json.loads((folder / "decision.json").read_text()) for folder in folders]
