@@ -1,6 +1,7 @@
 """Small artifacts that many tests share, and no lineage unless a test asks for it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,7 +47,14 @@ def database(tmp_path_factory):
     subprocess.run(
         [sys.executable, "-m", "mlflow", "db", "upgrade", uri], check=True, capture_output=True
     )
+    shutil.copy(folder / "mlflow.db", folder / "empty.db")
     return uri
+
+
+@pytest.fixture(scope="session")
+def empty_database(database):
+    """The file of one that nobody writes to; others record in `database`."""
+    return Path(database.removeprefix("sqlite:///")).with_name("empty.db")
 
 
 @pytest.fixture(scope="session")

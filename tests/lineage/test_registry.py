@@ -30,10 +30,10 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch, database):
+def place(tmp_path, monkeypatch, empty_database):
     """A folder to promote from, in a database of its own."""
     file = tmp_path / "mlflow.db"
-    shutil.copy(database.removeprefix("sqlite:///"), file)
+    shutil.copy(empty_database, file)
     monkeypatch.setenv("NGF_LINEAGE", "on")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{file}")
     monkeypatch.setattr(lineage, "_current", None)

@@ -85,7 +85,7 @@ def inspected(folder: Path) -> Path:
         {"layer": name, "kind": kind, "parameters": 9, "moved": 0.1 * i if i else None}
         for i, (name, kind) in enumerate(LAYERS)
     ]
-    (place / "movement.json").write_text(store.json.dumps(layers))
+    (place / "movement.json").write_text(store.json.dumps({"layers": layers}))
     return place
 
 

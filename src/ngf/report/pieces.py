@@ -180,13 +180,7 @@ def inspected(folder: Path) -> Iterator[Figure]:
 
 def movement(folder: Path) -> list[dict[str, Any]]:
     """Layers by depth; `moved` is None where the norm before was 0."""
-    import json
-
-    file = folder / "movement.json"
-    try:
-        layers: list[dict[str, Any]] = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} is not readable JSON: {error}") from error
+    layers: list[dict[str, Any]] = store.read_json(folder / "movement.json")["layers"]
     return layers
 
 
