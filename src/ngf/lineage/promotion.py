@@ -93,9 +93,9 @@ def foresee(wanted: Application) -> tuple[Version, Snapshot, bool]:
     try:
         from mlflow import MlflowClient
 
-        client = MlflowClient()
         found, split = Snapshot([], {}), {}
         if _there():
+            client = MlflowClient()  # which makes the file of SQLite, so not before
             found = snapshot(client, wanted.name) or found
             split = _test_split(client, wanted.evaluation)
     except Exception as error:
