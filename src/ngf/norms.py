@@ -1,8 +1,9 @@
-"""Batch-norm statistics, computed anew on clean images."""
+"""Batch-norm statistics: computed anew on clean images, or held for a while."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -23,3 +24,16 @@ def recalibrate(model: nn.Module, batches: Iterable[Batch], device: torch.device
         with autocast(device):
             update_bn((x for x, _ in batches), model)
     model.eval()
+
+
+@contextlib.contextmanager
+def statistics_held(model: nn.Module) -> Iterator[None]:
+    """Inside, batch norm in train mode uses the batch's statistics and remembers none of them."""
+    norms = list(batch_norms(model).values())
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

@@ -10,8 +10,9 @@ from torch.nn.functional import cross_entropy
 
 from ngf import device
 from ngf.defenses import Clean, finetune
-from ngf.defenses.ft_sam import backward, perturbed, purify, statistics_held
+from ngf.defenses.ft_sam import backward, perturbed, purify
 from ngf.errors import InputError
+from ngf.norms import statistics_held
 from ngf.training import Batches
 
 N = 48

@@ -21,7 +21,8 @@ from torch.nn.functional import cross_entropy
 from ngf import params, trail
 from ngf.defenses import Clean, Purified
 from ngf.device import autocast
-from ngf.models import Classifier, batch_norms, head
+from ngf.models import Classifier, head
+from ngf.norms import statistics_held
 from ngf.progress import track
 from ngf.training import Batches
 
@@ -101,16 +102,3 @@ def perturbed(parameters: Iterable[nn.Parameter], rho: float) -> Iterator[None]:
         with torch.no_grad():
             for parameter, _, w in moved:
                 parameter.copy_(w)
-
-
-@contextlib.contextmanager
-def statistics_held(model: nn.Module) -> Iterator[None]:
-    """Inside, batch norm in train mode uses the batch's statistics and remembers none of them."""
-    norms = list(batch_norms(model).values())
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True
