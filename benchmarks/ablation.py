@@ -18,10 +18,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.victims import NETS, ROOT, VARIANTS
+from benchmarks.victims import ROOT, VARIANTS
 
 if TYPE_CHECKING:
+    from ngf.bench.victims import Place
     from ngf.datasets import Split
+    from ngf.defenses import Purified
 
 
 class Cell(NamedTuple):
@@ -78,41 +80,27 @@ SETS: dict[str, Sequence[Cell]] = {
 }  # fmt: skip
 
 
-def rows(place: Path, cells: Sequence[Cell], numbers: Mapping[str, Any]) -> Iterator[dict]:
-    """One row a cell for the victim in `place`, with its victim's and the reference's measures."""
+def rows(at: Place, variant: str, cells: Sequence[Cell]) -> Iterator[dict]:
+    """One row a cell for a victim, with its victim's and the reference's measures."""
     import torch
 
-    from ngf import device, metrics, params, plugins, store, visibility
-    from ngf.defenses import Clean
+    from ngf import device, metrics, store, visibility
     from ngf.images import on_device
 
-    dataset, norm, seed, variant = place.parts[-4:]
     where = device.deterministic(0)
-    here = place.parent
-    test = store.load_split(here / "test")
-    trigger = store.load_trigger(place / "trigger")
+    test = store.load_split(at.folder / "test")
+    trigger = store.load_trigger(at.variant(variant) / "trigger")
     x_NHWC = on_device(test.x_NHWC, where)
     y_N = torch.tensor(test.y_N, device=where)
     known = {
-        "victim": store.load_model(place / "victim").to(where),
-        "reference": store.load_model(here.parent / "reference").to(where),
+        "victim": store.load_model(at.variant(variant) / "victim").to(where),
+        "reference": store.load_model(at.reference).to(where),
     }
     before = metrics.measure(known, x_NHWC, y_N, trigger, len(test.classes))
     images_2 = visibility.pairs(trigger, x_NHWC, y_N)
     seen = visibility.visibility(*images_2) if len(images_2[0]) else {}
     for cell in cells:
-        plugin = plugins.load("defenses", cell.defense)
-        section = dict(numbers["defenses"][cell.defense])
-        if "shift" in section:  # the clean split's views move as the training images did
-            section["shift"] = {**numbers["train"][dataset], **NETS[dataset]}["shift"]
-        options = params.options(plugin.purify, {**section, **cell.options}, cell.label)
-        part = clean_images(here, cell.clean_share)
-        images = Clean.of(part, where)
-        device.deterministic(0)
-        victim = store.load_model(place / "victim").to(where)
-        started = time.perf_counter()
-        purified = plugin.purify(victim, images, **options)
-        seconds = time.perf_counter() - started
+        purified, seconds = purify(at, variant, cell)
         after = metrics.measure({"model": purified.model}, x_NHWC, y_N, trigger, len(test.classes))
         values = {
             f"{whose}_{key}": None if found is None else round(100 * found["value"], 2)
@@ -120,11 +108,28 @@ def rows(place: Path, cells: Sequence[Cell], numbers: Mapping[str, Any]) -> Iter
             for key, found in three.items()
         }
         yield {
-            "dataset": dataset, "norm": norm, "seed": int(seed), "variant": variant,
+            "dataset": at.dataset, "norm": at.norm, "seed": at.seed, "variant": variant,
             "label": cell.label, **values, "seconds": round(seconds, 1),
             "tuned": purified.tuned, "steps": purified.steps, **purified.notes,
             **{key: seen.get(key) for key in ("psnr", "ssim", "largest")},
         }  # fmt: skip
+
+
+def purify(at: Place, variant: str, cell: Cell) -> tuple[Purified, float]:
+    """What a defense makes of a victim with the settings of the tables, and in how many seconds."""
+    from ngf import device, params, plugins, store
+    from ngf.bench.cell import settings
+    from ngf.defenses import Clean
+
+    plugin = plugins.load("defenses", cell.defense)
+    options = {**settings(at, cell.defense), **cell.options}
+    options = params.options(plugin.purify, options, cell.label)
+    where = device.deterministic(0)
+    images = Clean.of(clean_images(at.folder, cell.clean_share), where)
+    victim = store.load_model(at.variant(variant) / "victim").to(where)
+    started = time.perf_counter()
+    purified = plugin.purify(victim, images, **options)
+    return purified, time.perf_counter() - started
 
 
 def clean_images(here: Path, share: float) -> Split:
@@ -154,6 +159,7 @@ def clean_images(here: Path, share: float) -> Split:
 
 def main() -> None:
     from ngf import params
+    from ngf.bench import victims
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -170,16 +176,15 @@ def main() -> None:
     done: list[dict] = json.loads(given.out.read_text()) if given.out.exists() else []
     names = ("dataset", "norm", "seed", "variant", "label")
     for seed in given.seeds:
+        at = victims.place(numbers, given.dataset, seed=seed, norm=given.norm, root=given.root)
         for variant in given.variants:
-            place = given.root / given.dataset / given.norm / str(seed) / variant
-            if not (place / "victim").exists():
+            if not (at.variant(variant) / "victim").exists():
                 continue
             seen = {tuple(row[name] for name in names) for row in done}
             key = (given.dataset, given.norm, seed, variant)
             cells = {cell.label: cell for name in given.sets for cell in SETS[name]}
-            for row in rows(
-                place, [cell for label, cell in cells.items() if (*key, label) not in seen], numbers
-            ):
+            wanted = [cell for label, cell in cells.items() if (*key, label) not in seen]
+            for row in rows(at, variant, wanted):
                 done.append(row)
                 print(_line(row), flush=True)
                 given.out.parent.mkdir(parents=True, exist_ok=True)

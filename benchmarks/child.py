@@ -1,4 +1,4 @@
-"""A measurement in a child process of its own, and the most memory that it held.
+"""A measurement in a child process of its own.
 
 Forked from a parent that has imported torch and computed nothing, so that no run finds what an
 earlier one left behind, and none pays for imports.
@@ -8,32 +8,12 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 Found = TypeVar("Found")
-
-
-def peak_resident(*, anew: bool = False) -> int:
-    """Bytes: the largest resident set of this process so far.
-
-    The kernel keeps it, so nothing that was there for a moment is missed.
-
-    Args:
-        anew: forget what was there before, so that the next call's difference to this one is what
-            the code between them took. Linux can; elsewhere the peak since the fork stays.
-    """
-    import resource
-    import sys
-
-    forget = Path("/proc/self/clear_refs")
-    if anew and forget.exists():
-        forget.write_text("5")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def forked(measure: Callable[..., Found], *arguments: Any) -> Found:

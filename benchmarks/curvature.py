@@ -18,47 +18,50 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.ablation import NETS
+from benchmarks.ablation import Cell, purify
 from benchmarks.victims import ROOT, VARIANTS
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ngf.bench.victims import Place
     from ngf.models import Classifier
 
 PROBES = 8
 
 
-def rows(place: Path, numbers: dict[str, Any], images: int, bases: dict[tuple, Any]) -> list[dict]:
-    """Two rows, one a split, for the victim in `place` and what `ngf` makes of it.
+def rows(at: Place, variant: str, images: int, bases: dict[tuple, Any]) -> list[dict]:
+    """Two rows, one a split, for a victim and what `ngf` makes of it.
 
     bases: what was measured of models that several victims are compared with; filled here.
     """
     from ngf import device, store
     from ngf.curvature.measure import measure, ratio
+    from ngf.images import drawn
+    from ngf.training import pixels
 
-    dataset, norm, seed, variant = place.parts[-4:]
     where = device.deterministic(0)
-    here = place.parent
-    victim = store.load_model(place / "victim").to(where).eval()
-    models = {"victim": victim, "model": purified(place, numbers).eval()}
+    here, seed = at.folder, at.seed
+    victim = store.load_model(at.variant(variant) / "victim").to(where).eval()
+    model = purify(at, variant, Cell("ngf", "ngf"))[0].model.eval()
+    models = {"victim": victim, "model": model}
     found = []
     for split in ("test", "train"):
-        x_NCHW, y_N = drawn(here / split, images, where)
+        x_NHWC, y_N = drawn(store.load_split(here / split), images, seed=0, device=where)
+        x_NCHW = pixels(x_NHWC)
 
         def look(model: Classifier, x_NCHW: Tensor = x_NCHW, y_N: Tensor = y_N) -> Any:
             return measure(model, x_NCHW, y_N, probes=PROBES, lanczos=0, top=1)
 
-        for base, path in (("reference", here.parent / "reference"), ("benign", here / "benign")):
-            path = path if base == "reference" else path / "victim"
+        for path in (at.reference, here / "benign" / "victim"):
             if (path, seed, split) not in bases and path.exists():
                 bases[path, seed, split] = look(store.load_model(path).to(where).eval())
-        reference = bases[here.parent / "reference", seed, split]
+        reference = bases[at.reference, seed, split]
         benign = bases.get((here / "benign" / "victim", seed, split), reference)
         spectra = {name: look(model) for name, model in models.items()}
         values = {name: one.values_N for name, one in spectra.items()}
         found.append({
-            "dataset": dataset, "norm": norm, "seed": int(seed), "variant": variant,
+            "dataset": at.dataset, "norm": at.norm, "seed": seed, "variant": variant,
             "split": split, "n": len(y_N),
             "victim_over_benign": short(ratio(values["victim"], benign.values_N)),
             "model_over_victim": short(ratio(values["model"], values["victim"])),
@@ -71,39 +74,6 @@ def rows(place: Path, numbers: dict[str, Any], images: int, bases: dict[tuple, A
             **{f"{name}_loss": round(one.loss, 4) for name, one in spectra.items()},
         })  # fmt: skip
     return found
-
-
-def purified(place: Path, numbers: dict[str, Any]) -> Classifier:
-    """What `ngf` makes of the victim with the settings of the tables."""
-    import dataclasses
-
-    from ngf import device, params, plugins, store
-    from ngf.defenses import Clean
-
-    where = device.deterministic(0)
-    plugin = plugins.load("defenses", "ngf")
-    dataset = place.parts[-4]
-    section = dict(numbers["defenses"]["ngf"])
-    section["shift"] = {**numbers["train"][dataset], **NETS[dataset]}["shift"]
-    clean = store.load_split(place.parent / "clean")
-    images = Clean.of(dataclasses.replace(clean, x_NHWC=clean.x_NHWC[:]), where)
-    victim = store.load_model(place / "victim").to(where)
-    done = plugin.purify(victim, images, **params.options(plugin.purify, section, "ngf"))
-    return done.model
-
-
-def drawn(folder: Path, count: int, where: Any) -> tuple[Tensor, Tensor]:
-    """So many images of a split, drawn by seed 0, in [0, 1], and their labels."""
-    import numpy as np
-    import torch
-
-    from ngf import store
-    from ngf.training import pixels
-
-    split = store.load_split(folder)
-    chosen = np.sort(np.random.default_rng(0).permutation(len(split.y_N))[:count])
-    labels = torch.tensor(np.asarray(split.y_N)[chosen], device=where)
-    return pixels(torch.tensor(split.x_NHWC[chosen], device=where)), labels
 
 
 def short(found: dict[str, float]) -> dict[str, float]:
@@ -145,6 +115,7 @@ def cost(width: int, images: int) -> str:
 
 def main() -> None:
     from ngf import params
+    from ngf.bench import victims
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -167,12 +138,12 @@ def main() -> None:
     seen = {(r["dataset"], r["norm"], r["seed"], r["variant"]) for r in done}
     bases: dict[tuple, Any] = {}
     for seed in given.seeds:
+        at = victims.place(numbers, given.dataset, seed=seed, norm=given.norm, root=given.root)
         for variant in given.variants:
-            place = given.root / given.dataset / given.norm / str(seed) / variant
             key = (given.dataset, given.norm, seed, variant)
-            if key in seen or not (place / "victim").exists():
+            if key in seen or not (at.variant(variant) / "victim").exists():
                 continue
-            done += rows(place, numbers, given.images, bases)
+            done += rows(at, variant, given.images, bases)
             for row in done[-2:]:
                 print(_line(row), flush=True)
             given.out.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ import time
 import torch
 from torch import Tensor
 
-from benchmarks.child import peak_resident
+from ngf.bench.memory import peak_resident
 from ngf.fisher.curvature import with_bias
 from ngf.fisher.solve import choose, conjugate_gradients
 from ngf.fisher.true import TrueFisher

@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 
 from benchmarks import child
+from ngf.bench.memory import peak_resident
 
 BATCH, SHIFT = 128, 4
 DIFFERENT, EDGE, CLASSES = 100, 224, 100  # of the tree
@@ -194,7 +195,7 @@ def grow(raw: Path, images: int) -> None:
 def prepared(folder: Path) -> tuple[float, int]:
     from ngf import stages
 
-    before, started = child.peak_resident(anew=True), time.perf_counter()
+    before, started = peak_resident(anew=True), time.perf_counter()
     stages.run(
         "prepare",
         settings={
@@ -204,7 +205,7 @@ def prepared(folder: Path) -> tuple[float, int]:
         dataset="imagenet",
         **{name: folder / name for name in ("train", "clean", "test")},
     )
-    return time.perf_counter() - started, child.peak_resident() - before
+    return time.perf_counter() - started, peak_resident() - before
 
 
 def row(what: str, value: float, beside: float, unit: str) -> str:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from benchmarks import child
+from ngf.bench.memory import peak_resident
 
 if TYPE_CHECKING:
     from ngf.attacks import Poison
@@ -57,12 +58,12 @@ def planted(name: str, numbers: dict[str, Any]) -> tuple[Poison, float, float, f
         rewriting += time.perf_counter() - started
         return result
 
-    before = child.peak_resident(anew=True)
+    before = peak_resident(anew=True)
     with mock.patch.object(attacks.Trigger, "apply", timed):
         started = time.perf_counter()
         poison = plugin.plant(x_NHWC, y_N, CLASSES, **options)
         seconds = time.perf_counter() - started
-    peak, rows = child.peak_resident() - before, poison.x_PHWC.nbytes
+    peak, rows = peak_resident() - before, poison.x_PHWC.nbytes
     return poison, seconds, rewriting, peak / rows if rows else 0.0
 
 

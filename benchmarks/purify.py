@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import child
+from ngf.bench.memory import peak_resident
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +58,7 @@ def measure(row: str, victim: Path, clean: Path, defenses: dict[str, Any]) -> Ru
     from ngf import device, store
     from ngf.defenses import Clean
 
-    inherited = child.peak_resident(anew=True)
+    inherited = peak_resident(anew=True)
     where = device.deterministic(0)
     model, split = store.load_model(victim).to(where), store.load_split(clean)
     images = Clean.of(split, where)
@@ -72,7 +73,7 @@ def measure(row: str, victim: Path, clean: Path, defenses: dict[str, Any]) -> Ru
     if where.type == "cuda":
         peak, name = torch.cuda.max_memory_allocated(), torch.cuda.get_device_name()
     else:
-        peak, name = child.peak_resident() - inherited, "cpu"
+        peak, name = peak_resident() - inherited, "cpu"
     return Run(seconds, tuned, steps, peak / 2**20, name)
 
 

@@ -4,14 +4,15 @@ import copy
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-from benchmarks import child, poisoning, victims
+from benchmarks import child, poisoning
+from benchmarks.victims import VARIANTS
 from ngf import params, plugins
 from ngf.attacks import RELEASES, parted
+from ngf.bench import victims
 from ngf.errors import InputError
 from ngf.training import Recipe
 
@@ -59,7 +60,7 @@ def test_a_variant_changes_what_its_name_says(variant, attack, change, numbers):
     assert numbers == before
 
 
-@pytest.mark.parametrize("variant", victims.VARIANTS)
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_is_an_attack_with_its_options(variant, numbers):
     attack, options = victims.attack_options(variant, numbers)
     own, common = parted(options)
@@ -78,49 +79,49 @@ def test_clean_label_attacks_are_those_whose_budget_is_a_share_of_the_class():
 
 
 def test_an_unknown_attack_is_no_variant(numbers):
-    with pytest.raises(KeyError):
+    with pytest.raises(InputError, match="unknown attack 'smoke'"):
         victims.attack_options("smoke-1%", numbers)
+    with pytest.raises(InputError, match="recalibrated"):
+        victims.attack_options("badnets-2%", numbers)
 
 
-@pytest.mark.parametrize("dataset", sorted(victims.NETS))
+DATASETS = [name for name in plugins.names("datasets") if name != "folder"]
+WHERE = {"train": "train", "source": "datasets"}  # sections that `bench.<data set>` speaks of
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_settings_change_seeds_and_the_network_alone(dataset, norm, numbers):
+def test_settings_change_seeds_and_what_the_section_says_alone(dataset, norm, numbers, tmp_path):
     before = copy.deepcopy(numbers)
-    found = victims.settings(dataset, 17, norm, numbers)
+    found = victims.place(numbers, dataset, seed=17, norm=norm, root=tmp_path).numbers
     assert numbers == before
     changed = differing(numbers, found)
-    own = victims.NETS[dataset]
-    network = {
-        ("train", dataset, *path): value
-        for path, value in flat({**own, "model": {**own["model"], "norm": norm}}).items()
-    }
-    network |= {("datasets", dataset, key): v for key, v in victims.IMAGES.get(dataset, {}).items()}
-    if dataset in victims.CLEAN:
-        network["prepare", "clean_fraction"] = victims.CLEAN[dataset]
+    own = copy.deepcopy(numbers["bench"].get(dataset) or {})
+    model = own.setdefault("train", {}).pop("model", numbers["train"][dataset]["model"])
+    wanted = {("train", dataset, "model", key): v for key, v in {**model, "norm": norm}.items()}
+    for section, content in own.items():
+        path = (WHERE[section], dataset) if section in WHERE else (section,)
+        wanted |= flat(content, path)
+    wanted = {path: value for path, value in wanted.items() if value != {}}
     seeds = {("prepare", "seed"), ("train", dataset, "victim_seed")}
     seeds |= {("attacks", name, "seed") for name, o in numbers["attacks"].items() if "seed" in o}
     gone = changed.keys() - flat(found).keys()
-    assert changed.keys() - gone <= network.keys() | seeds
+    assert changed.keys() - gone <= wanted.keys() | seeds
     assert all(path[:3] == ("train", dataset, "model") for path in gone)
     assert all(changed[path] == 17 for path in seeds)
     there = flat(found)
-    assert all(there[path] == value for path, value in network.items())
+    assert all(there[path] == value for path, value in wanted.items())
     # The clean split and the search for it stay; so does the reference's seed.
     assert found["defenses"] == numbers["defenses"]
 
 
-@pytest.mark.parametrize("dataset", sorted(victims.NETS))
+@pytest.mark.parametrize("dataset", DATASETS)
 @pytest.mark.parametrize("norm", ["batch", "group"])
-def test_the_recipe_builds(dataset, norm, numbers):
-    recipe = victims.settings(dataset, 0, norm, numbers)["train"][dataset]
-    parsed = params.parse(Recipe, recipe, "")
+def test_the_recipe_builds(dataset, norm, numbers, tmp_path):
+    at = victims.place(numbers, dataset, seed=0, norm=norm, root=tmp_path)
+    parsed = params.parse(Recipe, at.recipe["recipe"], "")
     options = params.options(plugins.load("models", parsed.arch).build, parsed.model, "")
-    assert options["norm"] == norm
-
-
-def test_there_are_numbers_for_every_data_set():
-    root = Path(__file__).parents[1]
-    assert victims.NETS.keys() <= params.read(root / "params.yaml")["train"].keys()
+    assert options["norm" if parsed.arch != "named" else "name"]
 
 
 # Poisoning ---------------------------------------------------------------------------------------
@@ -128,14 +129,15 @@ def test_there_are_numbers_for_every_data_set():
 
 ADDED = """
 from benchmarks import child
+from ngf.bench.memory import peak_resident
 
 def added(size, earlier):
     gone = b"x" * earlier
     del gone
-    before = child.peak_resident(anew=True)
+    before = peak_resident(anew=True)
     block = b"x" * size
     del block
-    return child.peak_resident() - before
+    return peak_resident() - before
 
 print(child.forked(added, 60_000_000, 200_000_000))
 """

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import ROOT, colour_split, tiny_model
 
-from ngf import stages, store
+from ngf import plugins, stages, store
 from ngf.attacks import Trigger
 
 
@@ -70,7 +70,7 @@ def other_classes(folder: Path) -> None:
     store.write_json(folder / "card.json", {**card, "classes": [*card["classes"], "fourth"]})
 
 
-DEFENSES = "finetune, finetune_head, ft_sam, ngf, ngf_released, ngf_strict, none"
+DEFENSES = ", ".join(plugins.names("defenses"))
 BAD = {
     "unknown data set": (
         (*PREPARE, "--dataset", "sings"),

@@ -322,6 +322,77 @@ def report(
     print(message)
 
 
+def _list(name: str, text: str) -> list[str]:
+    """Words with commas between."""
+    found = list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+    if not found:
+        raise InputError(f"--{name} is empty")
+    return found
+
+
+def _seeds(text: str) -> list[int]:
+    words = _list("seeds", text)
+    if not all(word.isdecimal() for word in words):
+        raise InputError(f"--seeds must be numbers with commas between, got '{text}'")
+    return [int(word) for word in words]
+
+
+@app.command()
+def bench(
+    dataset: Annotated[str, typer.Option(help="Data set.")] = "signs",
+    attacks: Annotated[
+        str | None, typer.Option(help="With commas between; all that exist without it.")
+    ] = None,
+    defenses: Annotated[
+        str | None, typer.Option(help="With commas between; all that exist without it.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Of split, attack and victim.")] = "0,1,2",
+    norm: Annotated[str, typer.Option(help="Of the victims: batch or group.")] = "batch",
+    jobs: Annotated[
+        int, typer.Option(help="Processes at a time; CPU threads are divided among them.")
+    ] = 1,
+    root: Annotated[Path, typer.Option(help="Where victims and cells are kept.")] = Path(
+        "runs/bench"
+    ),
+    raw: Annotated[
+        Path | None, typer.Option(help="Where the raw images lie, instead of `datasets`.")
+    ] = None,
+    rows: Annotated[
+        Path | None, typer.Option(help="JSON file that takes all cells, one a line.")
+    ] = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="PNG file for what each defense trades.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what is there already.")
+    ] = False,
+    params_file: Params = Path("params.yaml"),
+) -> None:
+    """Attacks x defenses x seeds: make what is lacking, then print the tables."""
+    from ngf import plugins
+    from ngf.bench import run, table
+    from ngf.bench.picture import trade_off
+
+    numbers = params.read(params_file)
+    places = run.places(numbers, dataset, seeds=_seeds(seeds), norm=norm, root=root, raw=raw)
+    chosen = run.Bench(
+        places,
+        _list("attacks", attacks) if attacks is not None else plugins.names("attacks"),
+        _list("defenses", defenses) if defenses is not None else plugins.names("defenses"),
+    )
+    whole = dry_run or run.run(chosen, jobs, lambda line: print(line, file=sys.stderr))
+    found = chosen.found()
+    if not found:
+        raise InputError(f"no cell is there below {root}")
+    if rows is not None:
+        rows.write_text("[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n")
+    if picture is not None:
+        trade_off(found, picture)
+    print(table.render(found))
+    if not whole:
+        raise typer.Exit(1)
+
+
 @app.command()
 def preflight(
     context: Annotated[str | None, typer.Option(help="Of the kubeconfig.")] = None,

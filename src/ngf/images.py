@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
+    from ngf.datasets import Split
+
 QUALITY = 95  # of JPEG, colours at full resolution
 WHOLE = 2**31  # bytes of images that may lie in memory at once
 AHEAD = 3  # batches that are read while the device is busy
@@ -219,3 +221,15 @@ def batches_of(x_NHWC: Tensor | Streamed, rows_KB: Sequence[Tensor]) -> Iterator
     if isinstance(x_NHWC, Streamed):
         return x_NHWC.ahead(rows_KB)
     return (x_NHWC[rows_B] for rows_B in rows_KB)
+
+
+def drawn(split: Split, count: int, *, seed: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """So many images, uint8 [N, H, W, 3], and labels [N] of a split, in the order of the draw."""
+    import torch
+
+    rows = np.random.default_rng(seed).permutation(len(split.y_N))[:count]
+    order = np.argsort(rows)  # files are read in their order
+    x_NHWC = np.empty((len(rows), *split.x_NHWC.shape[1:]), np.uint8)
+    x_NHWC[order] = split.x_NHWC[rows[order]]
+    labels = torch.tensor(np.asarray(split.y_N)[rows], device=device)
+    return torch.tensor(x_NHWC, device=device), labels

@@ -19,6 +19,7 @@ from ngf import params
 from ngf.defenses import Clean, Purified
 from ngf.defenses._steps import batches_of, descend, mean_loss, sgd
 from ngf.models import Classifier
+from ngf.norms import statistics_held
 from ngf.training import pixels
 
 PER_SAMPLE = 2**25  # numbers that one chunk's per-sample gradients may hold
@@ -55,11 +56,10 @@ def purify(
     parameters = [p for p in model.parameters() if p.requires_grad]
 
     def loss(x_BCHW: Tensor, y_B: Tensor) -> Tensor:
-        model.train()
         total = mean_loss(model, x_BCHW, y_B)
         if trace_weight:
-            model.eval()  # batch statistics would tie the images together
-            found = trace(model, parameters, x_BCHW[:trace_images], generator)
+            with statistics_held(model):
+                found = trace(model, parameters, x_BCHW[:trace_images], generator)
             total = total + trace_weight * found
         for name, parameter in model.named_parameters():
             if name in fisher:
@@ -72,6 +72,7 @@ def purify(
     optimizer, schedule = sgd(
         parameters, steps, lr=lr, momentum=momentum, weight_decay=weight_decay
     )
+    model.train()
     descend(model, batches, steps, loss, optimizer, schedule, what="towards small information")
     return Purified(model.eval(), sum(p.numel() for p in parameters), steps)
 
@@ -81,7 +82,9 @@ def trace(
 ) -> Tensor:
     """An unbiased estimate of Tr F of the model's own answers, a mean over images, with a gradient.
 
-    In full precision: it is differentiated twice.
+    In full precision: it is differentiated twice. With batch norm in training mode F is that of
+    the batch's answers together. In evaluation mode, between steps in training mode, statistics
+    that lag behind the weights let the trace and its gradient explode.
     """
     z_NC = model(x_NCHW)
     e_NC = torch.rand(z_NC.shape, generator=generator, device=z_NC.device).sub(0.5).sign()

@@ -68,6 +68,8 @@ def inspect(
     """Measure how sharp, how far and where: before purification, after, and a clean reference."""
     from ngf import device, movement, store
     from ngf.curvature.measure import compare, measure
+    from ngf.images import drawn
+    from ngf.training import pixels
 
     plan = params.parse(Plan, settings["plan"], "inspect")
     where = device.deterministic(plan.seed)
@@ -78,7 +80,8 @@ def inspect(
     found: dict[str, Any] = {}
     surfaces: dict[str, Any] = {}
     for name, split in splits.items():
-        x_NCHW, y_N = _images(split, plan.images, plan.seed, where)
+        x_NHWC, y_N = drawn(split, plan.images, seed=plan.seed, device=where)
+        x_NCHW = pixels(x_NHWC)
         effort = {"probes": plan.probes, "lanczos": plan.lanczos if name == "test" else 0}
         spectra = {
             whose: measure(one, x_NCHW, y_N, seed=plan.seed, **effort)
@@ -97,21 +100,6 @@ def inspect(
     layers = movement.by_layer(models["victim"], models["model"])
     store.write_json(out / "movement.json", {"layers": layers}, lines=False)
     return _outcome(models["model"], found["test"])
-
-
-def _images(split: Split, count: int, seed: int, where: Any) -> tuple[Tensor, Tensor]:
-    """So many images in [0, 1] and their labels, drawn by the seed, in the order of the draw."""
-    import numpy as np
-    import torch
-
-    from ngf.training import pixels
-
-    rows = np.random.default_rng(seed).permutation(len(split.y_N))[:count]
-    order = np.argsort(rows)  # files are read in their order
-    x_NHWC = np.empty((len(rows), *split.x_NHWC.shape[1:]), np.uint8)
-    x_NHWC[order] = split.x_NHWC[rows[order]]
-    x_NCHW = pixels(torch.tensor(x_NHWC, device=where))
-    return x_NCHW, torch.tensor(np.asarray(split.y_N)[rows], device=where)
 
 
 def _surfaces(
@@ -137,10 +125,10 @@ def _features(
     import torch
 
     from ngf.feature_map import features, in_two
+    from ngf.images import drawn
     from ngf.training import pixels
 
-    x_NCHW, y_N = _images(test, plan.features, plan.seed + 1, where)
-    x_NHWC = (x_NCHW * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    x_NHWC, y_N = drawn(test, plan.features, seed=plan.seed + 1, device=where)
     counts_N = opener.wanted(y_N) >= 0
     chosen = counts_N & (torch.arange(len(y_N), device=where) < len(y_N) // 3)
     with_NHWC = opener.apply(x_NHWC[chosen], y_N[chosen]) if chosen.any() else x_NHWC[:0]
