@@ -31,7 +31,6 @@ app = typer.Typer(
 
 Params = Annotated[Path, typer.Option("--params", help="File with all numbers.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
-
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Say what would be decided; write nothing anywhere.")
 ]
@@ -390,6 +389,25 @@ def bench(
         trade_off(found, picture)
     print(table.render(found))
     if not whole:
+        raise typer.Exit(1)
+
+
+@app.command()
+def repro(
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="Stages, as evaluate@signs-badnets-ngf; all.")
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(help="Stages at a time; CPU threads are divided among them.")
+    ] = 1,
+) -> None:
+    """`dvc repro` with several stages at a time; one that fails stops those that need it alone."""
+    from ngf import repro as parallel
+
+    found = parallel.run(targets or [], jobs, lambda line: print(line, file=sys.stderr))
+    lost = [stage for stage, outcome in found.items() if outcome != "done"]
+    print(f"{len(found) - len(lost)} of {len(found)} stages are done")
+    if lost:
         raise typer.Exit(1)
 
 
