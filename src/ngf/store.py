@@ -116,13 +116,17 @@ def write_json(path: Path, content: Any, *, lines: bool = True) -> None:
     path.write_text(json.dumps(content, indent=2 if lines else None) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_any_json(path: Path) -> Any:
     try:
-        content = json.loads(path.read_text())
+        return json.loads(path.read_text())
     except FileNotFoundError as error:
         raise InputError(f"no file {path}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{path} is not readable JSON: {error}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    content = read_any_json(path)
     if not isinstance(content, dict):
         raise InputError(f"{path} does not hold a JSON object")
     return content

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.functional import cross_entropy, one_hot
 
+from ngf.curvature.parameters import trained
+
 
 @torch.no_grad()
 def curvatures(
@@ -27,11 +29,9 @@ def curvatures(
 
     v_D: over the parameters that are trained, in their order.
     """
-    trained = {
-        name: p for name, p in model.named_parameters() if p.requires_grad and p.is_floating_point()
-    }
-    parts = v_D.split([p.numel() for p in trained.values()])
-    v = {name: part.view(p.shape) for (name, p), part in zip(trained.items(), parts, strict=True)}
+    named = trained(model)
+    parts = v_D.split([p.numel() for p in named.values()])
+    v = {name: part.view(p.shape) for (name, p), part in zip(named.items(), parts, strict=True)}
 
     def logits(parameters: dict[str, Tensor]) -> Tensor:
         found: Tensor = functional_call(model, parameters, (x_NCHW,))
@@ -40,7 +40,7 @@ def curvatures(
     def slope(parameters: dict[str, Tensor]) -> Any:
         return jvp(logits, (parameters,), (v,))
 
-    found: Any = jvp(slope, (dict(trained),), (v,))  # torch's stubs expect three values
+    found: Any = jvp(slope, (named,), (v,))  # torch's stubs expect three values
     (z_NC, first_NC), (_, second_NC) = found
     p_NC = z_NC.softmax(1)
     mean_N1 = (p_NC * first_NC).sum(1, keepdim=True)

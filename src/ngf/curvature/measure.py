@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ngf.curvature.along import curvatures
+from ngf.curvature.parameters import trained
 from ngf.progress import track
 
 TOLERANCE = 0.01  # relative, of eigenvalues
@@ -86,7 +87,7 @@ def measure(
     """
     from curvlinops import HessianLinearOperator
 
-    parameters = [p for p in model.parameters() if p.requires_grad and p.is_floating_point()]
+    parameters = list(trained(model).values())
     device = parameters[0].device
     blocks = list(zip(x_NCHW.split(AT_ONCE), y_N.split(AT_ONCE), strict=True))
     random = torch.Generator().manual_seed(seed)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
+from ngf.curvature.parameters import trained
+
 NEVER = 1e-30
 
 
@@ -21,7 +23,7 @@ def sharpness(
     Over all trained parameters, in evaluation mode, one Hessian-vector product an iteration. The
     Rayleigh quotient of the last vector: from below, and near after some twenty iterations.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad and p.is_floating_point()]
+    parameters = list(trained(model).values())
     with sdpa_kernel(SDPBackend.MATH):  # the fast ones have no second derivative
         loss = cross_entropy(model(x_NCHW), y_N)
     gradients = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from ngf.curvature.parameters import trained
+
 RISE = 2.0  # nats that the sharper model's quadratic rises to at the edge
 
 
@@ -27,7 +29,7 @@ def surface(
         vectors_2D: unit vectors over all parameters that `measure` differentiates.
         reach: alpha runs from -reach to reach. steps: odd, so that the model is in the middle.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad and p.is_floating_point()]
+    parameters = list(trained(model).values())
     start_D = nn.utils.parameters_to_vector([p.contiguous() for p in parameters])
     alphas = torch.linspace(-reach, reach, steps).tolist()
 

@@ -142,13 +142,9 @@ def writer(client: MlflowClient, digest: str, before_ms: int | None = None) -> A
 
 def _experiments(client: MlflowClient) -> list[str]:
     """All of them: a team may train in one and promote in another."""
-    found, token = [], None
-    while True:
-        page = client.search_experiments(page_token=token)
-        found += [one.experiment_id for one in page]
-        token = page.token
-        if not token:
-            return found
+    from ngf.lineage.versions import pages
+
+    return [one.experiment_id for one in pages(client.search_experiments)]
 
 
 def read_by(run: Any) -> dict[str, str]:

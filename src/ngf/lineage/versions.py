@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ngf.champion import Rollback, Snapshot, Version
@@ -20,7 +22,7 @@ def snapshot(client: MlflowClient, name: str) -> Snapshot | None:
     """
     versions = [
         Version(int(found.version), dict(found.tags), found.run_id or "")
-        for found in _pages(client.search_model_versions, f"name = '{name}'")
+        for found in pages(partial(client.search_model_versions, f"name = '{name}'"))
     ]
     try:
         model = client.get_registered_model(name)
@@ -39,7 +41,9 @@ def asked(client: MlflowClient, name: str) -> Snapshot:
     odd = set(name) & set(ODD)
     found = None if odd else snapshot(client, name)
     if found is None:
-        names = [model.name for model in _pages(client.search_registered_models, "name != ''")]
+        names = [
+            model.name for model in pages(partial(client.search_registered_models, "name != ''"))
+        ]
         raise InputError(
             f"no registered model '{name}': there is {', '.join(sorted(names)) or 'none yet'}"
         )
@@ -51,10 +55,11 @@ def numbers(found: Snapshot) -> str:
     return ", ".join(str(version.number) for version in found.versions) or "none"
 
 
-def _pages(search: Any, query: str) -> list[Any]:
+def pages(search: Callable[..., Any]) -> list[Any]:
+    """All that a search of MLflow's client finds, page after page."""
     found, token = [], None
     while True:
-        page = search(query, page_token=token)
+        page = search(page_token=token)
         found += page
         token = page.token
         if not token:

@@ -5,7 +5,6 @@ A cell is (dataset, attack, defense). Several grids are several seeds of the sam
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,12 +114,7 @@ def _all_rows(files: Sequence[Path], thresholds: Thresholds) -> Iterator[Measure
 
 
 def _read_rows(file: Path) -> list[dict[str, Any]]:
-    try:
-        rows = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f"no file {file}") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file} is not readable JSON: {error}") from error
+    rows = store.read_any_json(file)
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{file} must hold a list of rows as benchmarks/ablation.py writes them")
     wanted = (*NAMES, *(f"{who}_{key}" for who in WHO for key in KEYS))
