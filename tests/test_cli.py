@@ -114,6 +114,31 @@ BAD = {
     ),
     "report without results": (("report",), None, "no results under runs: run `make run`"),
     "report of missing rows": (("report", "--rows", "no.json"), None, "no file no.json"),
+    "benchmark of an unknown defense": (
+        ("bench", "--defenses", "none,nfg"),
+        None,
+        "'nfg'",
+    ),
+    "benchmark of an unknown attack": (
+        ("bench", "--attacks", "bladnets"),
+        None,
+        "unknown attack 'bladnets': there is ",
+    ),
+    "benchmark of an unknown data set": (
+        ("bench", "--dataset", "sings"),
+        None,
+        "unknown data set 'sings': there is cifar10, folder",
+    ),
+    "benchmark of no seed": (
+        ("bench", "--seeds", "one"),
+        None,
+        "--seeds must be numbers with commas between, got 'one'",
+    ),
+    "benchmark of nothing": (("bench", "--attacks", ","), None, "--attacks is empty"),
+    "benchmark that was not run": (("bench", "--dry-run"), None, "no cell is there below"),
+    "benchmark by nobody": (("bench", "--jobs", "0"), None, "jobs must be"),
+    "grid by nobody": (("repro", "--jobs", "0"), None, "jobs must be"),
+    "grid where there is none": (("repro",), None, "not inside of a DVC repository"),
     "parameters missing": (
         (*PURIFY, "--defense", "none"),
         lambda w: (w / "params.yaml").unlink(),

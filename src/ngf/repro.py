@@ -60,8 +60,8 @@ def run(targets: Sequence[str], at_once: int, say: Callable[[str], None]) -> dic
     Raises:
         InputError: as in `graph`; nothing was started.
     """
-    needs = graph(targets)
     threads = str(jobs.threads_each(at_once))
+    needs = graph(targets)
     here = str(Path(sys.executable).parent)  # `ngf` is there, whoever calls from wherever
     path = os.pathsep.join([here, os.environ.get("PATH", "")])
     environment = {
