@@ -31,7 +31,8 @@ def bench(small, defenses=("none", "clp"), attacks=("badnets", "benign"), seeds=
 def done_of(chosen, at_once=2):
     said: list[str] = []
     whole = run.run(chosen, at_once, said.append)
-    return whole, dict(line.rsplit(": ", 1) for line in said)
+    assert said[-1].startswith(f"[{len(said)}/{len(said)}] ")
+    return whole, dict(line.partition("] ")[2].rsplit(": ", 1) for line in said)
 
 
 def test_every_cell_is_measured_once_and_resumed(small):
@@ -108,6 +109,25 @@ def killed(*_):
     import signal
 
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_victims_of_other_numbers_are_no_silent_mixture(small):
+    """Neither other images, another attack nor another network."""
+    numbers, root = small
+    done_of(bench(small))
+    changes = {
+        "data": ("prepare", "clean_fraction", 0.2),
+        "badnets": ("attacks", "badnets", {**numbers["attacks"]["badnets"], "size": 5}),
+        "reference": ("train", "signs", {**numbers["train"]["signs"], "lr": 0.01}),
+    }
+    for job, (section, key, value) in changes.items():
+        other = {**numbers, section: {**numbers[section], key: value}}
+        whole, said = done_of(bench((other, root), attacks=("badnets",)))
+        assert not whole
+        assert said["reference" if job == "reference" else f"0 {job}"] == "failed"
+    with pytest.raises(InputError, match="was made with other numbers than today's: delete it"):
+        victims.victim(bench((other, root)).places[0], "badnets")
+    assert done_of(bench(small))[0]
 
 
 def test_a_recalibrated_victim_waits_for_the_standard_one(small):

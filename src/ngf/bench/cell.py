@@ -50,6 +50,7 @@ def before(at: Place, variant: str) -> None:
     here = at.variant(variant)
     digests = {
         "victim": store.digest(here / "victim"),
+        "reference": store.digest(at.reference),
         "clean": store.digest(at.folder / "clean"),
         "test": store.digest(at.folder / "test"),
     }

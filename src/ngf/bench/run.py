@@ -100,9 +100,10 @@ def run(bench: Bench, at_once: int, say: Callable[[str], None]) -> bool:
     needs, work = bench.plan(threads)
     context = _context(threads)
     whole = True
-    for job, outcome in jobs.run(needs, lambda job: _in_process(context, work[job]), at_once):
+    ended = jobs.run(needs, lambda job: _in_process(context, work[job]), at_once)
+    for number, (job, outcome) in enumerate(ended, 1):
         whole = whole and outcome == "done"
-        say(f"{job}: {outcome}")
+        say(f"[{number}/{len(needs)}] {job}: {outcome}")
     return whole
 
 

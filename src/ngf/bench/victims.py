@@ -5,18 +5,20 @@
     <root>/<data set>/<norm>/<seed>/<variant>/{poison,victim,trigger}
 
 A variant is an attack, or an attack and what is changed of it: "badnets-1%",
-"badnets-recalibrated". What exists is kept.
+"badnets-recalibrated". What exists is kept; beside it stands with which numbers it was made, and
+where these are no longer today's that is an error and not a silent mixture.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ngf import params
+from ngf import params, store
 from ngf.errors import InputError
 
 # A budget by its share of the training set. A clean-label budget is a share of its class, which is
@@ -109,21 +111,26 @@ def prepare(at: Place) -> None:
     from ngf import stages
 
     splits = {name: at.folder / name for name in ("train", "clean", "test")}
-    if not splits["test"].exists():
-        numbers = at.numbers
-        settings = {"protocol": numbers["prepare"], "source": numbers["datasets"][at.dataset]}
+    numbers = at.numbers
+    settings = {"protocol": numbers["prepare"], "source": numbers["datasets"][at.dataset]}
+    # Where the raw images lie says nothing of what they are.
+    told = {**settings, "source": {k: w for k, w in settings["source"].items() if k != "root"}}
+    if not _made(splits["test"], told):
         stages.run("prepare", settings=settings, dataset=at.dataset, **splits)
+        _note(splits["test"], told)
 
 
 def reference(at: Place) -> None:
     """The clean model, from the first seed's training images; one for all seeds."""
     from ngf import stages
 
-    if not at.reference.exists():
+    recipe = {key: value for key, value in at.recipe["recipe"].items() if key != "victim_seed"}
+    if not _made(at.reference, recipe):
         stages.run(
             "train", settings=at.recipe, dataset=at.dataset, train=at.folder / "train",
             out=at.reference,
         )  # fmt: skip
+        _note(at.reference, recipe)
 
 
 def victim(at: Place, variant: str) -> None:
@@ -131,11 +138,13 @@ def victim(at: Place, variant: str) -> None:
     from ngf import stages
 
     here = at.variant(variant)
-    if (here / "victim").exists():
-        return
     attack, options = attack_options(variant, at.numbers)
+    told = {"attack": attack, "options": options, **at.recipe}
+    if _made(here / "victim", told):
+        return
     if variant.endswith("-recalibrated"):
         _recalibrated(at, variant)
+        _note(here / "victim", told)
         return
     if not (here / "poison").exists():
         stages.run(
@@ -146,11 +155,36 @@ def victim(at: Place, variant: str) -> None:
         "train", settings=at.recipe, dataset=at.dataset, train=at.folder / "train",
         poison=here / "poison", out=here / "victim", trigger=here / "trigger",
     )  # fmt: skip
+    _note(here / "victim", told)
+
+
+def _made(thing: Path, told: Mapping[str, Any]) -> bool:
+    """Whether the thing is there, made with these numbers.
+
+    Raises:
+        InputError: it was made with others.
+    """
+    if not thing.exists():
+        return False
+    file = _beside(thing)
+    known = store.read_json(file) if file.exists() else {}
+    if known != json.loads(json.dumps(told)):
+        raise InputError(
+            f"{thing} was made with other numbers than today's: delete it, or name another --root"
+        )
+    return True
+
+
+def _note(thing: Path, told: Mapping[str, Any]) -> None:
+    store.write_json(_beside(thing), told)
+
+
+def _beside(thing: Path) -> Path:
+    return thing.with_name(f"{thing.name}.made.json")
 
 
 def _recalibrated(at: Place, variant: str) -> None:
     """What `release: recalibrated` gives, from the standard victim: one training for both."""
-    from ngf import store
     from ngf.stages.train import recalibrate
     from ngf.training import Recipe
 
