@@ -1,4 +1,4 @@
-"""Some cells of the published table again: as docs/results/bench.json has them.
+"""Some cells of the published table again: as docs/results/bench-signs.json has them.
 
 Victims differ a little between kinds of processors, and a defense that half works may go either way
 on another one. So it is asked what the table says of them: a backdoor that is gone, one that is
@@ -14,7 +14,7 @@ from ngf.bench import run
 
 pytestmark = pytest.mark.slow
 
-ROWS = ROOT / "docs" / "results" / "bench.json"
+ROWS = ROOT / "docs" / "results" / "bench-signs.json"
 QUICK = 15  # seconds: what the table says of cells that are tried here
 GONE, THERE = 0.05, 0.95  # ASR in the table that is told apart
 COST = 0.03  # of ACC: how far it may lie from the table
