@@ -6,6 +6,7 @@ untouched, what it costs.
 """
 
 import json
+import statistics
 
 import pytest
 from conftest import ROOT
@@ -17,7 +18,7 @@ pytestmark = pytest.mark.slow
 ROWS = ROOT / "docs" / "results" / "bench-signs.json"
 QUICK = 15  # seconds: what the table says of cells that are tried here, beside `ngf`
 GONE, THERE = 0.05, 0.95  # ASR in the table that is told apart
-COST = 0.03  # of ACC: how far it may lie from the table
+COST = 0.03  # of ACC: how far it may lie from the table, where victims hardly differ
 
 
 def published():
@@ -66,12 +67,18 @@ def test_a_defense_does_to_badnets_what_the_table_says(again, defense):
         assert found["model"]["asr"]["value"] < 2 * GONE
     if asr > THERE:
         assert found["model"]["asr"]["value"] > THERE - GONE
-    assert cost(found) == pytest.approx(cost(said), abs=COST)
+    assert cost(found) == pytest.approx(cost(said), abs=tolerance(defense))
 
 
 @pytest.mark.parametrize("defense", QUICK_ONES)
 def test_a_benign_victim_pays_what_the_table_says_at_most(again, defense):
-    assert cost(again["benign", defense]) < cost(published()["benign", defense]) + COST
+    assert cost(again["benign", defense]) < cost(published()["benign", defense]) + tolerance(defense)
+
+
+def tolerance(defense):
+    """A defense whose cost goes up and down from victim to victim does so on another processor's, too."""
+    costs = [cost(one) for (_, which), one in published().items() if which == defense]
+    return max(COST, 2 * statistics.stdev(costs))
 
 
 def cost(one):
