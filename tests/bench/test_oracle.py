@@ -72,11 +72,12 @@ def test_a_defense_does_to_badnets_what_the_table_says(again, defense):
 
 @pytest.mark.parametrize("defense", QUICK_ONES)
 def test_a_benign_victim_pays_what_the_table_says_at_most(again, defense):
-    assert cost(again["benign", defense]) < cost(published()["benign", defense]) + tolerance(defense)
+    found, said = again["benign", defense], published()["benign", defense]
+    assert cost(found) < cost(said) + tolerance(defense)
 
 
 def tolerance(defense):
-    """A defense whose cost goes up and down from victim to victim does so on another processor's, too."""
+    """A cost that goes up and down from victim to victim does so on another processor's, too."""
     costs = [cost(one) for (_, which), one in published().items() if which == defense]
     return max(COST, 2 * statistics.stdev(costs))
 
