@@ -40,10 +40,10 @@ table: install  ## print the results again
 	@ngf table
 
 test: lint compile  ## lint, types, compile check, all tests, a small end-to-end run
-	python -m pytest -n 2 --dist worksteal -m "not containers"
+	python -m pytest -n logical --maxprocesses 8 --dist worksteal -m "not containers"
 
 test-fast: install  ## the tests that take seconds
-	python -m pytest -n 2 -m "not slow and not containers"
+	python -m pytest -n logical --maxprocesses 8 -m "not slow and not containers"
 
 test-containers: install  ## build the image and run a pair in it, by podman (skipped where it cannot run)
 	python -m pytest -m containers -rs

@@ -37,11 +37,22 @@ def deterministic(seed: int) -> torch.device:
 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else cuBLAS may differ
     torch.manual_seed(seed)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # What `use_deterministic_algorithms` does, but for telling torch's compiler, whose import takes
+    # seconds: `compiled` does that.
+    torch.set_deterministic_debug_mode("warn")
     # Else every new tensor is filled first, for those who read what they never wrote: a tenth of
     # a narrow network's time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return pick()
+
+
+def compiled(net: torch.nn.Module) -> torch.nn.Module:
+    """The network by `torch.compile`, whose compiler learns of what `deterministic` asked."""
+    import torch
+
+    if torch.get_deterministic_debug_mode():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    return torch.compile(net)  # type: ignore[return-value]
 
 
 def native_bf16(device: torch.device) -> bool:

@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from ngf import checkpoint, launch, parallel, params, trail
 from ngf.checkpoint import Checkpoint
-from ngf.device import autocast
+from ngf.device import autocast, compiled
 from ngf.images import Streamed, batches_of
 from ngf.progress import track
 
@@ -193,7 +193,7 @@ def fit(
     part = parallel.part() if type(partner).show is Partner.show else EVERYTHING
     rest = batches.take(steps - len(losses), part)
     with parallel.one_model(model) as net:
-        called = torch.compile(net) if means.compile else net
+        called = compiled(net) if means.compile else net
         for batch in track(rest, what, steps - len(losses)):
             x_BCHW, y_B, more = partner.show(*batch)
             count = batches.size if part == parallel.part() else len(y_B)

@@ -96,7 +96,7 @@ class Engine:
     def _pip(self) -> dict[Path, Path]:
         """What a build sees of this machine's pip: {path here: path there}.
 
-        Its settings as one file, and the folders that they name.
+        Its settings as one file, and the files and folders that they name.
         """
         shared, settings = {}, {"cert": AUTHORITIES}
         listed = self("python3", "-m", "pip", "config", "list").stdout
@@ -105,7 +105,7 @@ class Engine:
             words = value.strip("'").replace("\\n", " ").split()
             settings.setdefault(key.rpartition(".")[2], " ".join(words))
             paths = (Path(word.removeprefix("file://")) for word in words)
-            shared |= {path: path for path in paths if path.is_absolute() and path.is_dir()}
+            shared |= {path: path for path in paths if path.is_absolute() and path.exists()}
         place = self.folder / "pip.conf"
         lines = [f"{key} = {value}" for key, value in settings.items()]
         place.write_text("\n".join(["[global]", *lines, ""]))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,10 @@ from ngf.bench.victims import Place
 from ngf.errors import InputError
 
 Work = Callable[[], None]
+
+# Starting a process also asks after all that were started before. Two threads that ask after one
+# child at a time read its exit status once, and the other takes it for a failure.
+ONE_AT_A_TIME = threading.Lock()
 
 
 class Bench:
@@ -119,8 +125,11 @@ def _context(threads: int) -> Any:
 
 def _in_process(context: Any, work: Work) -> bool:
     process = context.Process(target=_quietly, args=(work,))
-    process.start()
-    process.join()
+    with ONE_AT_A_TIME:
+        process.start()
+    connection.wait([process.sentinel])
+    with ONE_AT_A_TIME:
+        process.join()
     return bool(process.exitcode == 0)
 
 

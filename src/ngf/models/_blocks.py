@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import conv2d
 
 from ngf import params
 from ngf.errors import InputError
@@ -13,6 +14,7 @@ DEPTHS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 MakeBlock = Callable[[int, int, int], nn.Module]
 MakeNorm = Callable[[int], nn.Module]
 GROUPS = 8
+BROAD = 16  # channels that oneDNN takes together, at the most
 
 
 def norms(kind: str) -> MakeNorm:
@@ -28,6 +30,24 @@ def norms(kind: str) -> MakeNorm:
 
 def conv3x3(inside: int, outside: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False)
+
+
+def projection(inside: int, outside: int, stride: int) -> nn.Conv2d:
+    """1x1, where a shortcut changes the shape."""
+    kind = nn.Conv2d if inside >= BROAD else _Thinned
+    return kind(inside, outside, 1, stride, bias=False)
+
+
+class _Thinned(nn.Conv2d):
+    """1x1 at a stride, as the pixels that it sees and no stride.
+
+    The same sums. With few channels, last in memory, oneDNN's gradient of the strided weights
+    writes past its buffer (uxlfoundation/oneDNN issue 6035): wrong numbers or a crash.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        down, right = self.stride
+        return conv2d(x[:, :, ::down, ::right], self.weight)
 
 
 def small_image_stem(width: int, stride: int) -> nn.Conv2d:

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ngf.models._blocks import MakeNorm, conv3x3, groups, norms, small_image_stem
+from ngf.models._blocks import MakeNorm, conv3x3, groups, norms, projection, small_image_stem
 
 
 class PreActBlock(nn.Module):
@@ -22,7 +22,7 @@ class PreActBlock(nn.Module):
         self.norm2 = norm(outside)
         self.conv2 = conv3x3(outside, outside)
         changes = stride != 1 or inside != outside
-        self.shortcut = nn.Conv2d(inside, outside, 1, stride, bias=False) if changes else None
+        self.shortcut = projection(inside, outside, stride) if changes else None
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.relu(self.norm1(x))

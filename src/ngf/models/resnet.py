@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ngf.models._blocks import MakeNorm, conv3x3, groups, norms, small_image_stem
+from ngf.models._blocks import MakeNorm, conv3x3, groups, norms, projection, small_image_stem
 
 
 class BasicBlock(nn.Module):
@@ -19,7 +19,7 @@ class BasicBlock(nn.Module):
         self.norm2 = norm(outside)
         changes = stride != 1 or inside != outside
         self.shortcut = (
-            nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), norm(outside))
+            nn.Sequential(projection(inside, outside, stride), norm(outside))
             if changes
             else nn.Identity()
         )
