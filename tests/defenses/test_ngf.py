@@ -17,6 +17,7 @@ from ngf.fisher.natural import Rule
 from ngf.models import batch_norms, head, norm_layers
 from ngf.sieve import STRENGTHS, observe, sieve, sieve_against, sieve_within
 from ngf.training import Batches
+from ngf.waves import Ripple
 
 N, BATCH, SHIFT = 48, 16, 1
 NEVER = 1e9  # a budget that all strengths keep to
@@ -30,6 +31,7 @@ SHORT = {
     "least_gap": 0.0,
     "mixed": 64,
     "mixed_lead": 1.0,
+    "waves": 0.0,
 }
 NO_SECOND = {"least_gap": 1.0, "unsuspected": 0.0}
 SIEVE_ALONE = {"steps": 0, "search": 1, **NO_SECOND}
@@ -461,6 +463,75 @@ def test_trust_is_in_the_victim_and_not_in_the_sieved_model(run, displays):
         assert (p_NK - answers(purified.model, x_NCHW)).abs().max() > 0.01
 
 
+# Waves ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rippled(monkeypatch):
+    """Put a finding in the place of the waves; returns what they were given."""
+    given: list = []
+
+    def put(gap=1.0, target=2):
+        def strongest(shown, classes, rms):
+            given.append((shown, list(classes), rms))
+            return Ripple(target, gap, torch.full((1, SIZE, SIZE), MOVE))
+
+        monkeypatch.setattr(ngf, "strongest", strongest)
+        return given
+
+    return put
+
+
+def test_waves_are_laid_over_the_first_images_of_the_victim_and_its_copy(
+    run, suspected, rippled, clean
+):
+    models, given = suspected(gap=0.0), rippled()
+    run(waves=0.2, sure_gap=0.5, steps=0)
+    ((shown, classes, rms),) = given
+    assert (classes, rms) == (list(range(CLASSES)), 0.2)
+    assert same(shown.victim, models["models"][0])
+    assert same(shown.copy, models["models"][2])
+    for got, expected in zip((shown.x_NCHW, shown.y_N), first_images(clean, 1), strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize(("gap", "waves", "tried"), [(0.5, 0.1, 0), (0.49, 0.1, 1), (0.0, 0.0, 0)])
+def test_waves_are_tried_where_a_doubt_is_left(run, suspected, rippled, gap, waves, tried):
+    suspected(gap=gap)
+    given = rippled()
+    run(waves=waves, sure_gap=0.5, steps=0)
+    assert len(given) == tried
+
+
+@pytest.mark.parametrize(
+    ("gap", "least_gap", "wave_gap", "target"),
+    [
+        (0.1, 0.2, 0.3, 2),
+        (0.1, 0.2, 0.29, -1),  # a lead that is too small
+        (0.35, 0.2, 0.4, 2),
+        (0.35, 0.2, 0.34, 1),  # gradients found more
+    ],
+)
+def test_the_larger_gap_names_the_class(run, suspected, rippled, gap, least_gap, wave_gap, target):
+    suspected(gap=gap)
+    rippled(gap=wave_gap)
+    notes = run(waves=0.1, least_gap=least_gap, least_lead=0.3, sure_gap=0.5, steps=0).notes
+    assert notes["suspected_target"] == target
+    assert notes["gap"] == (wave_gap if target == 2 else gap)
+
+
+def test_what_waves_show_stands_for_the_backdoor(run, suspected, rippled, displays):
+    """In the second sieve and in the last move; no displacement is searched for."""
+    given = suspected(gap=0.0)
+    rippled()
+    numbers = {"waves": 0.1, "sure_gap": 0.5, "firm": 0.16, "mild": 0.01}
+    purified = run(**numbers, share=1.0, reach=2.0, steps=12)
+    assert "target" not in given
+    left = ngf.LEFT_OF_WAVES
+    assert purified.notes["firmness"] == pytest.approx(0.16**left * 0.01 ** (1 - left))
+    check_moved(displays, 2.0, round(left * BATCH))
+
+
 # Large images and many classes ----------------------------------------------------------------
 
 
@@ -590,6 +661,8 @@ def test_moved_pixels_stay_pixels(move, bound):
         ({"strong": -1.0}, "strong must be at least 0, got -1"),
         ({"reach": -1.0}, "reach must be at least 0, got -1"),
         ({"steps": -1}, "steps must be at least 0, got -1"),
+        ({"waves": 1.5}, "waves must lie between 0 and 1, got 1.5"),
+        ({"least_lead": -1.0}, "least_lead must lie between 0 and 1, got -1"),
         ({"sure_gap": 0.0}, "sure_gap must lie between 1e-06 and 1, got 0"),
         ({"radius": 0.0}, "radius must lie between 1e-06 and 1, got 0"),
         ({"share": 1.5}, "share must lie between 0 and 1, got 1.5"),

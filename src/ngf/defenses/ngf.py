@@ -5,7 +5,8 @@ defense uses the paper's means in four moves:
 
 1. Sieve. Closed filters let through only what clean images use, as strongly as the loss on them
    allows. A copy is filtered without that care.
-2. Suspect. Find the class that the model, and not its copy, is drawn to more than to any other.
+2. Suspect. Find the class that the model, and not its copy, is drawn to more than to any other,
+   by gradients and, where these leave a doubt, by waves.
 3. Sieve again, against what draws the images to that class.
 4. Recover. Natural gradient on batch norms and head, with the Fisher-weighted anchor, on clean
    images and on some of them under what was found; and, where mixtures of two clean images draw the
@@ -27,13 +28,14 @@ from torch.nn.functional import one_hot
 from ngf import params
 from ngf.defenses import Clean, Purified
 from ngf.device import autocast
-from ngf.exposure import GROUP, PER, moves_to, suspect
+from ngf.exposure import GROUP, PER, Suspicion, moves_to, suspect
 from ngf.fisher.natural import Rule, Show, descend
 from ngf.mixtures import Mixtures
 from ngf.models import Classifier
 from ngf.progress import track
 from ngf.sieve import observe, sieve, sieve_against, sieve_within
 from ngf.training import Batch, Batches
+from ngf.waves import Shown, strongest
 
 Move = Callable[[Tensor], Tensor]  # displaces images [N, C, H, W]
 More = Callable[[Batch], Batch]  # what is shown beside a batch; answers are probabilities
@@ -41,6 +43,7 @@ More = Callable[[Batch], Batch]  # what is shown beside a batch; answers are pro
 AT_ONCE = 2**24  # pixels of the images that the sieves see: what a layer holds must fit in memory
 IN_A_STEP = 2**21  # and of those that a step of the search sees
 SEARCHED = 64  # classes: of more those that mixtures are drawn to most
+LEFT_OF_WAVES = 0.25  # `Suspicion.left` of what they show
 SLIGHT = 0.003  # lambda beside mu: keeps the second sieve's inverse well-posed
 
 
@@ -58,6 +61,8 @@ def purify(
     firm: float,
     mild: float,
     unsuspected: float,
+    waves: float,
+    least_lead: float,
     moves: int,
     radius: float,
     reach: float,
@@ -90,6 +95,9 @@ def purify(
             doubt and draws as before after the first (`Suspicion.left` 1), against one in doubt or
             that draws no more (between them geometrically, by the product of both), and against
             the most suspicious class where none is suspected. 0 leaves the second sieve out.
+        waves: root mean square of the waves that are tried where a doubt is left, see `ngf.waves`;
+            0 tries none. least_lead: a class is suspected that leads along them by so much more
+            than the next one.
         moves, radius: how many displacements stand for the class's backdoor, and their largest
             root mean square, in pixel values of [0, 1].
         reach: images are moved by up to `reach` times such a displacement.
@@ -105,15 +113,18 @@ def purify(
         shift: pixels of random translation in every view.
 
     Notes: `strength` of the sieve; `evidence`, what batch norm remembers beyond clean images (see
-    `ngf.sieve`); `gap` of the most suspicious class (see `ngf.exposure`); `suspected_target`, that
-    class, or -1 where the gap is too small; `firmness`, the mu that was taken; `mixed_lead`, by
-    how much one class draws mixtures of two others more than the next (`Mixtures.lead`).
+    `ngf.sieve`); `gap` of the most suspicious class (see `ngf.exposure` and `ngf.waves`);
+    `suspected_target`, that class, or -1 where the gap is too small; `firmness`, the mu that was
+    taken; `mixed_lead`, by how much one class draws mixtures of two others more than the next
+    (`Mixtures.lead`).
     """
     params.at_least(1, views=views, moves=moves, search=search, mixed=mixed)
     params.at_least(0, mixed_longer=mixed_longer)
     params.within("mixed_lead", mixed_lead, 0, 1)
     params.at_least(0, steps=steps, weak=weak, damp=damp, budget=budget, strong=strong, reach=reach)
     params.at_least(0, firm=firm, mild=mild, unsuspected=unsuspected)
+    params.within("waves", waves, 0, 1)
+    params.within("least_lead", least_lead, 0, 1)
     params.within("radius", radius, 1e-6, 1)
     params.within("sure_gap", sure_gap, 1e-6, 1)
     params.within("share", share, 0, 1)
@@ -154,11 +165,22 @@ def purify(
         victim, sieved, strict, draw, classes=classes, steps=search, doubt=doubt, group=group
     )
     suspected = found.gap >= least_gap
+    moves_MCHW = None
+    if waves and found.gap < sure_gap:
+        ripple = strongest(
+            Shown(victim, strict, x_NCHW, y_N, own_chance, group * PER), classes, waves
+        )
+        if ripple.gap >= max(least_lead, found.gap):
+            suspected, moves_MCHW = True, ripple.wave_1HW[None]
+            found = Suspicion(ripple.target, ripple.gap, LEFT_OF_WAVES)
     part = found.left * min(1.0, found.gap / sure_gap)
     firmness = firm**part * mild ** (1 - part) if suspected else unsuspected
     more: list[More] = []
     if firmness:
-        moves_MCHW = moves_to(sieved, found.target, draw, moves=moves, radius=radius, steps=search)
+        if moves_MCHW is None:
+            moves_MCHW = moves_to(
+                sieved, found.target, draw, moves=moves, radius=radius, steps=search
+            )
         move = _mover(moves_MCHW, reach, generator)
         sieve_against(model, seen, move(x_NCHW), weak=SLIGHT, firm=firmness)
         more.append(_moved(move, part * share))
