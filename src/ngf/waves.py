@@ -22,12 +22,14 @@ from torch import Tensor, nn
 
 from ngf.device import autocast
 
-CYCLES = 8  # across the image, at most
+# Along a wave, at most: what is finer lies outside of what natural images hold, and sends any network
+# somewhere.
+CYCLES = 8
 PHASES = 4
 LOOKS = (4, 12)  # images of each wave, at first and when looked at again
 KEPT = 0.15  # of the frequencies are looked at again
-SHORTLIST, EACH = 3, 2  # classes that are compared in the end, and waves of each
-JUDGED = 192  # images of each of these
+SHORTLIST, EACH = 3, 3  # classes that are compared in the end, and waves of each
+JUDGED = 256  # images of each of these
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def strongest(shown: Shown, classes: Sequence[int], rms: float) -> Ripple:
 
 
 def _frequencies(height: int, width: int) -> Tensor:
-    """All whole cycles down and across [F, 2] up to CYCLES that the pixels can carry.
+    """All whole cycles down and across [F, 2], CYCLES along the wave at most, that the pixels carry.
 
     A wave and its mirror through the origin differ by the phase alone, so half of them suffice.
     """
@@ -145,9 +147,9 @@ def _frequencies(height: int, width: int) -> Tensor:
             (v, u)
             for v in range(-down, down + 1)
             for u in range(across + 1)
-            if u > 0 or v > 0
+            if (u > 0 or v > 0) and math.hypot(u, v) <= CYCLES
         ]
-    )  # fmt: skip
+    )
 
 
 def _by_frequency(
