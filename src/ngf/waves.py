@@ -22,9 +22,7 @@ from torch import Tensor, nn
 
 from ngf.device import autocast
 
-# Along a wave, at most: what is finer lies outside of what natural images hold, and sends any network
-# somewhere.
-CYCLES = 8
+CYCLES = 8  # along a wave: finer ones are in no natural image and send any network somewhere
 PHASES = 4
 LOOKS = (4, 12)  # images of each wave, at first and when looked at again
 KEPT = 0.15  # of the frequencies are looked at again
@@ -137,7 +135,7 @@ def strongest(shown: Shown, classes: Sequence[int], rms: float) -> Ripple:
 
 
 def _frequencies(height: int, width: int) -> Tensor:
-    """All whole cycles down and across [F, 2], CYCLES along the wave at most, that the pixels carry.
+    """Whole cycles down and across [F, 2] that the pixels carry, CYCLES along the wave at most.
 
     A wave and its mirror through the origin differ by the phase alone, so half of them suffice.
     """
