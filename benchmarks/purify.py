@@ -1,4 +1,4 @@
-"""How fast purification is: NGF beside fine-tuning of the whole network, on one victim.
+"""How fast purification is: NGF beside other defenses, on one victim.
 
     python -m benchmarks.purify --victim runs/signs/badnets/victim --clean runs/signs/clean
 
@@ -33,9 +33,8 @@ if TYPE_CHECKING:
     from ngf.defenses import Clean
     from ngf.models import Classifier
 
-FLOOR = "floor"
-SLOWEST = "ft_sam"
-ROWS = (FLOOR, "ngf_strict", "ngf", "finetune", SLOWEST)
+FLOOR, OURS = "floor", "ngf"
+BESIDE = ("ngf_strict", "finetune", "ft_sam", "ibau", "anp")
 BATCH = 256  # images of a forward pass, as in the defenses
 FEW = 16  # images of the warm-up, whose memory must stay below any row's
 
@@ -140,7 +139,7 @@ def summary(runs: dict[str, list[Run]]) -> list[dict[str, Any]]:
             "row": row,
             "seconds": seconds[row],
             "over_floor": seconds[row] / seconds[FLOOR],
-            "ft_sam_over": seconds[SLOWEST] / seconds[row],
+            "over_ngf": seconds[row] / seconds[OURS],
             "parameters_tuned": of[0].tuned,
             "steps": of[0].steps,
             "peak_mb": statistics.median(run.peak_mb for run in of),
@@ -180,11 +179,11 @@ def _cpu_model() -> str:
 def table(rows: list[dict[str, Any]]) -> str:
     """Text for people."""
     lines = [
-        f"{'':<12}{'seconds':>10}{'x floor':>10}{'ft_sam / it':>13}"
+        f"{'':<12}{'seconds':>10}{'x floor':>10}{'x ngf':>10}"
         f"{'tuned':>10}{'steps':>8}{'peak MB':>10}"
     ]
     lines += [
-        f"{r['row']:<12}{r['seconds']:>10.2f}{r['over_floor']:>10.1f}{r['ft_sam_over']:>13.1f}"
+        f"{r['row']:<12}{r['seconds']:>10.2f}{r['over_floor']:>10.1f}{r['over_ngf']:>10.1f}"
         f"{r['parameters_tuned']:>10,}{r['steps']:>8}{r['peak_mb']:>10.0f}"
         for r in rows
     ]
@@ -198,6 +197,7 @@ def main() -> None:
     parser.add_argument("--victim", type=Path, default=Path("runs/signs/badnets/victim"))
     parser.add_argument("--clean", type=Path, default=Path("runs/signs/clean"))
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--beside", nargs="+", metavar="DEFENSE", default=BESIDE)
     parser.add_argument("--json", type=Path, help="file for the rows and the hardware")
     given = parser.parse_args()
     if given.repeats < 1:
@@ -206,12 +206,15 @@ def main() -> None:
     from ngf import params, plugins, store
 
     defenses = params.read(Path("params.yaml"))["defenses"]
-    for row in ROWS[1:]:  # children inherit what is imported here
+    for name in given.beside:
+        params.one_of(tuple(defenses), beside=name)
+    purifiers = (OURS, *given.beside)
+    for row in purifiers:  # children inherit what is imported here
         plugins.load("defenses", row)
     images = len(store.load_split(given.clean).y_N)
-    runs: dict[str, list[Run]] = {row: [] for row in ROWS}
+    runs: dict[str, list[Run]] = {row: [] for row in (FLOOR, *purifiers)}
     for _ in range(given.repeats):
-        for row in ROWS:
+        for row in runs:
             runs[row].append(child.forked(measure, row, given.victim, given.clean, defenses))
     rows, machine = summary(runs), hardware(runs[FLOOR][0].device)
     print(
@@ -220,7 +223,7 @@ def main() -> None:
     )
     print(table(rows))
     if given.json:
-        options = {row: defenses[row] for row in ROWS[1:]}
+        options = {row: defenses[row] for row in purifiers}
         found = {
             "hardware": machine,
             "images": images,

@@ -102,6 +102,7 @@ def test_a_third_class_is_one_that_is_not_there():
 def test_a_class_leads_where_two_others_mean_it():
     assert mixed(Honest()).lead < 0.1
     assert mixed(Composite()).lead > 0.9
+    assert mixed(Composite()).third == CLASSES - 1
 
 
 def test_a_tiny_draw_is_no_lead():
@@ -131,6 +132,7 @@ def test_two_classes_have_no_third():
         generator=torch.Generator().manual_seed(0),
     )
     assert pairs.lead == 0
+    assert pairs.third == -1
 
 
 def test_the_same_seed_gives_the_same_mixtures():

@@ -62,6 +62,11 @@ class Mixtures:
         first, second = self.third_MK.mean(0).topk(2).values
         return ((first - second) / first.clamp_min(LITTLE)).item()
 
+    @property
+    def third(self) -> int:
+        """The class that draws them most; -1 where nothing is drawn anywhere."""
+        return int(self.third_MK.mean(0).argmax()) if self.third_MK.any() else -1
+
     def hard(self, count: int) -> Batch:
         """`count` new mixtures and their answers, half of the answer to either image.
 

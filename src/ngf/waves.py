@@ -14,7 +14,7 @@ look. Over the phase the lead is close to a constant and one harmonic, whose top
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -104,34 +104,32 @@ class Waves:
         return (math.sqrt(2) * self.rms * angle_NHW.sin())[:, None]
 
 
-def strongest(shown: Shown, classes: Sequence[int], rms: float) -> Ripple:
-    """The class that leads most along a wave, among those named, at least two.
+def strongest(shown: Shown, rms: float) -> Ripple:
+    """The class that leads most along a wave.
 
     Args:
         rms: root mean square of a wave, in pixel values of [0, 1].
     """
     height, width = shown.x_NCHW.shape[2:]
     where = shown.y_N.device
-    class_S = torch.tensor(classes, device=where)
     frequency_F2 = _frequencies(height, width).to(where)
     first, again = LOOKS
-    lead_FS, _ = _by_frequency(shown, frequency_F2, class_S, rms, first)
+    lead_FK, _ = _by_frequency(shown, frequency_F2, rms, first)
     kept = max(EACH, round(KEPT * len(frequency_F2)))
-    frequency_F2 = frequency_F2[lead_FS.amax(1).topk(min(kept, len(frequency_F2))).indices]
-    lead_FS, phase_FS = _by_frequency(shown, frequency_F2, class_S, rms, again)
+    frequency_F2 = frequency_F2[lead_FK.amax(1).topk(min(kept, len(frequency_F2))).indices]
+    lead_FK, phase_FK = _by_frequency(shown, frequency_F2, rms, again)
 
-    few = min(SHORTLIST, len(classes))
-    best_ES, which_ES = lead_FS.topk(min(EACH, len(frequency_F2)), 0)
-    place_C = best_ES[0].topk(few).indices
-    which_EC = which_ES[:, place_C]
-    waves = Waves(frequency_F2[which_EC].flatten(0, 1), phase_FS[which_EC, place_C].flatten(), rms)
+    best_EK, which_EK = lead_FK.topk(min(EACH, len(frequency_F2)), 0)
+    class_C = best_EK[0].topk(min(SHORTLIST, lead_FK.shape[1])).indices
+    which_EC = which_EK[:, class_C]
+    waves = Waves(frequency_F2[which_EC].flatten(0, 1), phase_FK[which_EC, class_C].flatten(), rms)
     lead_ECK = shown.leads(waves, JUDGED).unflatten(0, which_EC.shape)
-    lead_EC = lead_ECK[:, torch.arange(few, device=where), class_S[place_C]]
+    lead_EC = lead_ECK[:, torch.arange(len(class_C), device=where), class_C]
     lead_C, which_C = lead_EC.max(0)
     (most, next_most), (best, _) = lead_C.clamp_min(0).topk(2)
-    row = which_C[best] * few + best
-    target = int(class_S[place_C[best]])
-    return Ripple(target, (most - next_most).item(), waves.of(row[None], height, width)[0])
+    row = which_C[best] * len(class_C) + best
+    gap = (most - next_most).item()
+    return Ripple(int(class_C[best]), gap, waves.of(row[None], height, width)[0])
 
 
 def _frequencies(height: int, width: int) -> Tensor:
@@ -151,18 +149,17 @@ def _frequencies(height: int, width: int) -> Tensor:
 
 
 def _by_frequency(
-    shown: Shown, frequency_F2: Tensor, class_S: Tensor, rms: float, each: int
+    shown: Shown, frequency_F2: Tensor, rms: float, each: int
 ) -> tuple[Tensor, Tensor]:
-    """The victim's lead to each class at the best phase, and that phase, both [F, S]."""
+    """The victim's lead to each class at the best phase, and that phase, both [F, K]."""
     where = frequency_F2.device
     phase_P = torch.arange(PHASES, device=where) * (2 * math.pi / PHASES)
     waves = Waves(frequency_F2.repeat_interleave(PHASES, 0), phase_P.repeat(len(frequency_F2)), rms)
-    lead_FPS = shown.leads(waves, each)[:, class_S].unflatten(0, (-1, PHASES))
-    return at_best_phase(lead_FPS, phase_P)
+    return at_best_phase(shown.leads(waves, each).unflatten(0, (-1, PHASES)), phase_P)
 
 
-def at_best_phase(lead_FPS: Tensor, phase_P: Tensor) -> tuple[Tensor, Tensor]:
-    """Top of the constant and first harmonic through evenly spaced phases, and where, [F, S]."""
-    cosine_FS = 2 * (lead_FPS * phase_P.cos()[:, None]).mean(1)
-    sine_FS = 2 * (lead_FPS * phase_P.sin()[:, None]).mean(1)
-    return lead_FPS.mean(1) + torch.hypot(cosine_FS, sine_FS), torch.atan2(sine_FS, cosine_FS)
+def at_best_phase(lead_FPK: Tensor, phase_P: Tensor) -> tuple[Tensor, Tensor]:
+    """Top of the constant and first harmonic through evenly spaced phases, and where, [F, K]."""
+    cosine_FK = 2 * (lead_FPK * phase_P.cos()[:, None]).mean(1)
+    sine_FK = 2 * (lead_FPK * phase_P.sin()[:, None]).mean(1)
+    return lead_FPK.mean(1) + torch.hypot(cosine_FK, sine_FK), torch.atan2(sine_FK, cosine_FK)

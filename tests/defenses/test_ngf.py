@@ -12,7 +12,7 @@ from torch.nn.functional import normalize, one_hot
 from ngf import device, models, params
 from ngf.defenses import Clean, ngf
 from ngf.errors import InputError
-from ngf.exposure import Suspicion
+from ngf.exposure import TRIED, Suspicion
 from ngf.fisher.natural import Rule
 from ngf.models import batch_norms, head, norm_layers
 from ngf.sieve import STRENGTHS, observe, sieve, sieve_against, sieve_within
@@ -28,12 +28,12 @@ SHORT = {
     "steps": 3,
     "batch_size": BATCH,
     "shift": SHIFT,
-    "least_gap": 0.0,
+    "least_gap": -1.0,
     "mixed": 64,
     "mixed_lead": 1.0,
     "waves": 0.0,
 }
-NO_SECOND = {"least_gap": 1.0, "unsuspected": 0.0}
+NO_SECOND = {"least_gap": 1.0}
 SIEVE_ALONE = {"steps": 0, "search": 1, **NO_SECOND}
 NO_SIEVE = {"weak": 0.0, "damp": 0.0, **NO_SECOND}
 NOTHING_MOVED = {"share": 0.0}
@@ -209,7 +209,7 @@ def test_the_victim_answers_as_it_did_while_the_model_is_tuned(run, monkeypatch)
 # Seeds ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("least_gap", [0.0, 1.0])
+@pytest.mark.parametrize("least_gap", [-1.0, 1.0])
 def test_same_seed_same_bytes(run, least_gap):
     first, again = (run(least_gap=least_gap) for _ in range(2))
     assert equal(first, again)
@@ -229,14 +229,14 @@ def suspected(monkeypatch):
         def suspect(fresh, sieved, strict, draw, **options):
             models = (fresh, sieved, strict)
             given.update(models=copy.deepcopy(models), batches=list(draw(7, 3)), **options)
-            return Suspicion(target, gap, left)
+            return Suspicion(gap, target, left, torch.full((3, 3, SIZE, SIZE), MOVE))
 
-        def moves_to(model, target, draw, **options):
+        def led_to(model, target, draw, **options):
             given.update(drawn=copy.deepcopy(model), target=target, moves=options)
             return torch.full((options["moves"], 3, SIZE, SIZE), MOVE)
 
         monkeypatch.setattr(ngf, "suspect", suspect)
-        monkeypatch.setattr(ngf, "moves_to", moves_to)
+        monkeypatch.setattr(ngf, "led_to", led_to)
         return given
 
     return put
@@ -307,10 +307,19 @@ def test_the_searches_get_their_steps_and_numbers(run, suspected):
     given = suspected(target=2)
     run(moves=3, search=5, radius=0.02)
     assert [len(y_N) for _, y_N in given["batches"]] == [7, 7, 7]
-    assert (given["classes"], given["steps"]) == (list(range(CLASSES)), 5)
+    assert (given["steps"], given["size"]) == (5, ngf.PER * TRIED)
     assert given["target"] == 2
-    assert given["moves"] == {"moves": 3, "radius": 0.02, "steps": 5}
+    assert given["moves"] == {"moves": 3, "radius": 0.02, "steps": 5, "size": 3 * ngf.PER}
     assert same(given["drawn"], given["models"][1])
+
+
+def test_without_one_target_what_was_found_stands_for_the_backdoor(run, suspected, displays):
+    given = suspected(target=-1)
+    notes = run(reach=2.0, share=1.0, steps=12).notes
+    assert notes["firmness"] > 0
+    assert (notes["suspected"], notes["suspected_target"]) == (1, -1)
+    assert "target" not in given
+    check_moved(displays, 2.0, BATCH)
 
 
 @pytest.mark.parametrize(("budget", "strength"), [(0.0, min(STRENGTHS)), (NEVER, max(STRENGTHS))])
@@ -329,12 +338,12 @@ def test_the_budget_holds_the_model_and_not_the_copy(run, suspected, budget, str
 @pytest.mark.parametrize("kind", ["batch", "group"])
 def test_notes_say_what_was_found_and_done(run, kind):
     notes = run(kind).notes
-    names = "strength evidence gap suspected_target firmness mixed_lead"
+    names = "strength evidence gap suspected suspected_target firmness mixed_lead"
     assert notes.keys() == set(names.split())
     assert notes["strength"] in STRENGTHS
     assert notes["evidence"] > 0 if kind == "batch" else notes["evidence"] == 0
-    assert 0 <= notes["gap"] <= 1
-    assert notes["suspected_target"] in range(CLASSES)
+    assert -1 <= notes["gap"] <= 1
+    assert notes["suspected_target"] in range(-1, CLASSES)
     assert notes["firmness"] > 0
     assert 0 <= notes["mixed_lead"] <= 1
 
@@ -348,21 +357,21 @@ def test_notes_say_what_was_found_and_done(run, kind):
         (0.4, 1.0, 2, 0.08),
         (0.4, 0.5, 2, 0.04 * 2**0.5),
         (0.4, 0.0, 2, 0.04),
-        (0.39, 1.0, -1, 0.02),
+        (0.39, 1.0, -1, 0.0),
     ],
 )
 def test_firmness_follows_the_suspicion(run, suspected, gap, left, target, firmness):
     suspected(gap, left, target=2)
-    numbers = {"least_gap": 0.4, "sure_gap": 0.8, "firm": 0.16, "mild": 0.04, "unsuspected": 0.02}
+    numbers = {"least_gap": 0.4, "sure_gap": 0.8, "firm": 0.16, "mild": 0.04}
     notes = run(**numbers, steps=0).notes
     assert (notes["gap"], notes["suspected_target"]) == (gap, target)
+    assert notes["suspected"] == (gap >= 0.4)
     assert notes["firmness"] == pytest.approx(firmness)
 
 
-@pytest.mark.parametrize("zero", ["firm", "mild", "unsuspected"])
+@pytest.mark.parametrize("zero", ["firm", "mild"])
 def test_firmness_0_leaves_the_second_sieve_out(run, suspected, zero):
-    left, gap = {"firm": (1.0, 1.0), "mild": (0.0, 1.0), "unsuspected": (1.0, 0.0)}[zero]
-    given = suspected(gap, left)
+    given = suspected(left={"firm": 1.0, "mild": 0.0}[zero])
     purified = run(**{zero: 0.0}, least_gap=0.5, steps=0)
     assert purified.notes["firmness"] == 0
     assert same(purified.model, given["models"][1])
@@ -472,8 +481,8 @@ def rippled(monkeypatch):
     given: list = []
 
     def put(gap=1.0, target=2):
-        def strongest(shown, classes, rms):
-            given.append((shown, list(classes), rms))
+        def strongest(shown, rms):
+            given.append((shown, rms))
             return Ripple(target, gap, torch.full((1, SIZE, SIZE), MOVE))
 
         monkeypatch.setattr(ngf, "strongest", strongest)
@@ -486,9 +495,9 @@ def test_waves_are_laid_over_the_first_images_of_the_victim_and_its_copy(
     run, suspected, rippled, clean
 ):
     models, given = suspected(gap=0.0), rippled()
-    run(waves=0.2, sure_gap=0.5, steps=0)
-    ((shown, classes, rms),) = given
-    assert (classes, rms) == (list(range(CLASSES)), 0.2)
+    run(waves=0.2, least_gap=0.5, steps=0)
+    ((shown, rms),) = given
+    assert rms == 0.2
     assert same(shown.victim, models["models"][0])
     assert same(shown.copy, models["models"][2])
     for got, expected in zip((shown.x_NCHW, shown.y_N), first_images(clean, 1), strict=True):
@@ -496,35 +505,27 @@ def test_waves_are_laid_over_the_first_images_of_the_victim_and_its_copy(
 
 
 @pytest.mark.parametrize(("gap", "waves", "tried"), [(0.5, 0.1, 0), (0.49, 0.1, 1), (0.0, 0.0, 0)])
-def test_waves_are_tried_where_a_doubt_is_left(run, suspected, rippled, gap, waves, tried):
+def test_waves_are_tried_where_nothing_is_suspected(run, suspected, rippled, gap, waves, tried):
     suspected(gap=gap)
     given = rippled()
-    run(waves=waves, sure_gap=0.5, steps=0)
+    run(waves=waves, least_gap=0.5, steps=0)
     assert len(given) == tried
 
 
-@pytest.mark.parametrize(
-    ("gap", "least_gap", "wave_gap", "target"),
-    [
-        (0.1, 0.2, 0.3, 2),
-        (0.1, 0.2, 0.29, -1),  # a lead that is too small
-        (0.35, 0.2, 0.4, 2),
-        (0.35, 0.2, 0.34, 1),  # gradients found more
-    ],
-)
-def test_the_larger_gap_names_the_class(run, suspected, rippled, gap, least_gap, wave_gap, target):
-    suspected(gap=gap)
+@pytest.mark.parametrize(("wave_gap", "target"), [(0.3, 2), (0.29, -1)])
+def test_a_wave_that_leads_by_enough_names_the_class(run, suspected, rippled, wave_gap, target):
+    suspected(gap=0.1)
     rippled(gap=wave_gap)
-    notes = run(waves=0.1, least_gap=least_gap, least_lead=0.3, sure_gap=0.5, steps=0).notes
+    notes = run(waves=0.1, least_gap=0.2, least_lead=0.3, steps=0).notes
     assert notes["suspected_target"] == target
-    assert notes["gap"] == (wave_gap if target == 2 else gap)
+    assert notes["gap"] == (0.1 if target < 0 else wave_gap)
 
 
 def test_what_waves_show_stands_for_the_backdoor(run, suspected, rippled, displays):
     """In the second sieve and in the last move; no displacement is searched for."""
     given = suspected(gap=0.0)
     rippled()
-    numbers = {"waves": 0.1, "sure_gap": 0.5, "firm": 0.16, "mild": 0.01}
+    numbers = {"waves": 0.1, "least_gap": 0.5, "firm": 0.16, "mild": 0.01}
     purified = run(**numbers, share=1.0, reach=2.0, steps=12)
     assert "target" not in given
     left = ngf.LEFT_OF_WAVES
@@ -532,28 +533,18 @@ def test_what_waves_show_stands_for_the_backdoor(run, suspected, rippled, displa
     check_moved(displays, 2.0, round(left * BATCH))
 
 
-# Large images and many classes ----------------------------------------------------------------
+# Large images -----------------------------------------------------------------------------------
 
 
 def test_large_images_are_seen_by_fewer_at_a_time(run, suspected, monkeypatch):
     given = suspected()
     monkeypatch.setattr(ngf, "AT_ONCE", 2 * BATCH * SIZE**2)
-    monkeypatch.setattr(ngf, "IN_A_STEP", 3 * ngf.PER * SIZE**2)
+    monkeypatch.setattr(ngf, "IN_A_STEP", (TRIED + 1) * SIZE**2)
     kept = []
     monkeypatch.setattr(ngf, "observe", lambda *args: kept.append(args[1]) or observe(*args))
     run(views=2)
     assert [len(x_NCHW) for x_NCHW in kept] == [2 * BATCH]
-    assert given["group"] == 3
-
-
-def test_of_many_classes_those_that_mixtures_are_drawn_to_are_searched(run, suspected, monkeypatch):
-    monkeypatch.setattr(ngf, "SEARCHED", 2)
-    model = victim()
-    with torch.no_grad():
-        head(model).bias += torch.tensor([5.0, 0.0, 5.0])
-    given = suspected()
-    run(model=model)
-    assert given["classes"] == [0, 2]
+    assert given["size"] == given["moves"]["size"] == TRIED + 1
 
 
 # Mixtures -------------------------------------------------------------------------------------
@@ -574,6 +565,19 @@ def test_without_a_leading_class_nothing_is_mixed(run, displays):
     purified = run(mixed_lead=1.0, mixed_longer=2.0, **NO_SECOND)
     assert purified.steps == SHORT["steps"]
     assert [len(shown[0]) for _, shown in displays["shown"]] == [BATCH] * SHORT["steps"]
+
+
+@pytest.mark.parametrize(
+    ("gap", "target", "times"),
+    [(0.9, 1, 1), (0.9, 0, 2), (0.4, 1, 2)],  # another class; a gap that leaves a doubt
+)
+def test_mixtures_that_a_found_backdoor_explains_are_not_shown(
+    run, suspected, displays, monkeypatch, gap, target, times
+):
+    monkeypatch.setattr(ngf.Mixtures, "third", 1)
+    suspected(gap, left=0.0, target=target)
+    run(mixed_lead=0.0, mixed_longer=1.0, sure_gap=0.5)
+    assert all(len(shown[0]) == times * BATCH for _, shown in displays["shown"])
 
 
 # How a batch is shown -------------------------------------------------------------------------
@@ -669,7 +673,6 @@ def test_moved_pixels_stay_pixels(move, bound):
         ({"share": -0.5}, "share must lie between 0 and 1, got -0.5"),
         ({"firm": -1.0}, "firm must be at least 0, got -1"),
         ({"mild": -0.1}, "mild must be at least 0, got -0.1"),
-        ({"unsuspected": -2.0}, "unsuspected must be at least 0, got -2"),
         ({"trust": -0.1}, "trust must lie between 0 and 1, got -0.1"),
         ({"trust": 1.1}, "trust must lie between 0 and 1, got 1.1"),
         ({"shift": SIZE}, f"shift must lie between 0 and {SIZE - 1}, got {SIZE}"),

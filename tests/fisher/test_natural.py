@@ -9,7 +9,7 @@ from torch.nn.functional import cosine_similarity, cross_entropy, one_hot
 
 from ngf import device
 from ngf.errors import InputError
-from ngf.fisher import natural
+from ngf.fisher import along, natural
 from ngf.fisher.along import fisher_along
 from ngf.fisher.diagonal import fisher_diagonal, tuned_parameters
 from ngf.training import Batches
@@ -33,17 +33,40 @@ def flatten(named) -> torch.Tensor:
     return torch.cat([value.flatten() for value in named.values()])
 
 
-def test_fisher_along_a_direction_equals_the_dense_quadratic_form():
+@pytest.fixture
+def tiny_reach(monkeypatch):
+    """No kink of the network lies within it; float64 bears it."""
+    monkeypatch.setattr(along, "REACH", 1e-7)
+
+
+def test_fisher_along_a_direction_equals_the_dense_quadratic_form(tiny_reach):
     model = tiny_model().double()
     x_NCHW = torch.rand(4, 3, SIZE, SIZE, dtype=torch.float64)
     names = list(tuned_parameters(model))
     direction = {name: torch.randn_like(p) for name, p in tuned_parameters(model).items()}
     v = flatten(direction)
     expected = v @ dense_fisher(model, x_NCHW, names) @ v
-    torch.testing.assert_close(fisher_along(model, x_NCHW, direction), expected)
+    torch.testing.assert_close(fisher_along(model, x_NCHW, direction), expected, rtol=1e-5, atol=0)
 
 
-def test_step_minimises_the_quadratic_model_along_its_direction():
+def test_single_precision_and_kinks_cost_it_little():
+    model, x_NCHW = tiny_model(), torch.rand(64, 3, SIZE, SIZE)
+    direction = {name: torch.randn_like(p) for name, p in tuned_parameters(model).items()}
+    names, v = list(direction), flatten(direction).double()
+    expected = v @ dense_fisher(model.double(), x_NCHW.double(), names) @ v
+    found = fisher_along(model.float(), x_NCHW, direction)
+    torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0)
+
+
+def test_the_model_is_left_as_it_was():
+    model, x_NCHW = tiny_model(), torch.rand(4, 3, SIZE, SIZE)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    found = fisher_along(model, x_NCHW, tuned_parameters(model))
+    assert not found.requires_grad
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_step_minimises_the_quadratic_model_along_its_direction(tiny_reach):
     model = tiny_model().double()
     x_NCHW = torch.rand(4, 3, SIZE, SIZE, dtype=torch.float64)
     parameters = tuned_parameters(model)

@@ -5,9 +5,9 @@ defense uses the paper's means in four moves:
 
 1. Sieve. Closed filters let through only what clean images use, as strongly as the loss on them
    allows. A copy is filtered without that care.
-2. Suspect. Find the class that the model, and not its copy, is drawn to more than to any other,
-   by gradients and, where these leave a doubt, by waves.
-3. Sieve again, against what draws the images to that class.
+2. Suspect. Find displacements that lead the model astray, and not its copy, by gradients and,
+   where these show nothing, by waves.
+3. Sieve again, against what leads it astray.
 4. Recover. Natural gradient on batch norms and head, with the Fisher-weighted anchor, on clean
    images and on some of them under what was found; and, where mixtures of two clean images draw the
    model to a third class, on those.
@@ -28,7 +28,7 @@ from torch.nn.functional import one_hot
 from ngf import params
 from ngf.defenses import Clean, Purified
 from ngf.device import autocast
-from ngf.exposure import GROUP, PER, Suspicion, moves_to, suspect
+from ngf.exposure import TRIED, Suspicion, led_to, suspect
 from ngf.fisher.natural import Rule, Show, descend
 from ngf.mixtures import Mixtures
 from ngf.models import Classifier
@@ -42,7 +42,7 @@ More = Callable[[Batch], Batch]  # what is shown beside a batch; answers are pro
 
 AT_ONCE = 2**24  # pixels of the images that the sieves see: what a layer holds must fit in memory
 IN_A_STEP = 2**21  # and of those that a step of the search sees
-SEARCHED = 64  # classes: of more those that mixtures are drawn to most
+PER = 8  # images of a step under each displacement
 LEFT_OF_WAVES = 0.25  # `Suspicion.left` of what they show
 SLIGHT = 0.003  # lambda beside mu: keeps the second sieve's inverse well-posed
 
@@ -60,7 +60,6 @@ def purify(
     sure_gap: float,
     firm: float,
     mild: float,
-    unsuspected: float,
     waves: float,
     least_lead: float,
     moves: int,
@@ -89,17 +88,18 @@ def purify(
         weak, damp, budget: see `ngf.sieve.sieve_within`.
         strong: the copy's `weak`, without a budget.
         search: steps of each search for displacements, see `ngf.exposure`.
-        least_gap: a class is suspected that draws images by so much more than the next one.
+        least_gap: a backdoor is suspected where the model strays so much further than its copy.
         sure_gap: from here on without doubt.
-        firm, mild, unsuspected: mu of the second sieve, against a class that is suspected without
-            doubt and draws as before after the first (`Suspicion.left` 1), against one in doubt or
-            that draws no more (between them geometrically, by the product of both), and against
-            the most suspicious class where none is suspected. 0 leaves the second sieve out.
-        waves: root mean square of the waves that are tried where a doubt is left, see `ngf.waves`;
-            0 tries none. least_lead: a class is suspected that leads along them by so much more
-            than the next one.
-        moves, radius: how many displacements stand for the class's backdoor, and their largest
-            root mean square, in pixel values of [0, 1].
+        firm, mild: mu of the second sieve, against what is suspected without doubt and leads the
+            first sieve's model as far astray (`Suspicion.left` 1), and against what is in doubt or
+            leads that model nowhere (between them geometrically, by the product of both). 0 leaves
+            the second sieve out.
+        waves: root mean square of the waves that are tried where nothing is suspected, see
+            `ngf.waves`; 0 tries none. least_lead: a class is suspected that leads along them by so
+            much more than the next one.
+        moves, radius: how many displacements to the suspected class stand for its backdoor, and
+            their largest root mean square, in pixel values of [0, 1]. Those that were found first
+            do where they lead to no one class.
         reach: images are moved by up to `reach` times such a displacement.
         share: of a batch's images, shown a second time when moved, in the last move; times that
             product.
@@ -107,22 +107,23 @@ def purify(
         views: augmented passes over the clean split for the sieve and for the Fisher.
         mixed: pairs of clean images that are mixed and shown to the victim.
         mixed_lead: from which `Mixtures.lead` on the last move shows as many of the hard ones as
-            clean images, and makes mixed_longer times the steps.
+            clean images, and makes mixed_longer times the steps; not where their third class is
+            the one that is suspected without doubt already.
         steps, batch_size: natural-gradient steps and the clean images of each.
         layers, fisher, lr, eta, damping, damping_last: see `ngf.fisher.natural.Rule`.
         shift: pixels of random translation in every view.
 
     Notes: `strength` of the sieve; `evidence`, what batch norm remembers beyond clean images (see
-    `ngf.sieve`); `gap` of the most suspicious class (see `ngf.exposure` and `ngf.waves`);
-    `suspected_target`, that class, or -1 where the gap is too small; `firmness`, the mu that was
-    taken; `mixed_lead`, by how much one class draws mixtures of two others more than the next
-    (`Mixtures.lead`).
+    `ngf.sieve`); `gap`, how much further the model strays than its copy (see `ngf.exposure` and
+    `ngf.waves`); `suspected`, 1 where that is too much; `suspected_target`, the class it is led to,
+    or -1 where there is no one class; `firmness`, the mu that was taken; `mixed_lead`, by how much
+    one class draws mixtures of two others more than the next (`Mixtures.lead`).
     """
     params.at_least(1, views=views, moves=moves, search=search, mixed=mixed)
     params.at_least(0, mixed_longer=mixed_longer)
     params.within("mixed_lead", mixed_lead, 0, 1)
     params.at_least(0, steps=steps, weak=weak, damp=damp, budget=budget, strong=strong, reach=reach)
-    params.at_least(0, firm=firm, mild=mild, unsuspected=unsuspected)
+    params.at_least(0, firm=firm, mild=mild)
     params.within("waves", waves, 0, 1)
     params.within("least_lead", least_lead, 0, 1)
     params.within("radius", radius, 1e-6, 1)
@@ -157,34 +158,29 @@ def purify(
     sieve(strict, seen, weak=strong, damp=damp)
 
     pairs = Mixtures(victim, x_NCHW, y_N, target_NK, count=mixed, generator=own_chance)
-    likely = pairs.third_MK.sum(0).topk(min(SEARCHED, target_NK.shape[1])).indices
-    classes = likely.sort().values.tolist()
-    group = max(1, min(GROUP, IN_A_STEP // (PER * pixels)))
-    doubt = (least_gap, sure_gap)
-    found = suspect(
-        victim, sieved, strict, draw, classes=classes, steps=search, doubt=doubt, group=group
-    )
-    suspected = found.gap >= least_gap
-    moves_MCHW = None
-    if waves and found.gap < sure_gap:
-        ripple = strongest(
-            Shown(victim, strict, x_NCHW, y_N, own_chance, group * PER), classes, waves
-        )
-        if ripple.gap >= max(least_lead, found.gap):
-            suspected, moves_MCHW = True, ripple.wave_1HW[None]
-            found = Suspicion(ripple.target, ripple.gap, LEFT_OF_WAVES)
-    part = found.left * min(1.0, found.gap / sure_gap)
-    firmness = firm**part * mild ** (1 - part) if suspected else unsuspected
+    size = max(TRIED, min(IN_A_STEP // pixels, PER * TRIED))
+    found, rippled = suspect(victim, sieved, strict, draw, steps=search, size=size), False
+    if waves and found.gap < least_gap:
+        ripple = strongest(Shown(victim, strict, x_NCHW, y_N, own_chance, size), waves)
+        rippled = ripple.gap >= least_lead
+        if rippled:
+            found = Suspicion(ripple.gap, ripple.target, LEFT_OF_WAVES, ripple.wave_1HW[None])
+    suspected = rippled or found.gap >= least_gap
+    part = found.left * min(1.0, max(0.0, found.gap / sure_gap))
     more: list[More] = []
+    firmness = firm**part * mild ** (1 - part) if suspected else 0.0
     if firmness:
-        if moves_MCHW is None:
-            moves_MCHW = moves_to(
-                sieved, found.target, draw, moves=moves, radius=radius, steps=search
+        moves_MCHW = found.moves_MCHW
+        if found.target >= 0 and not rippled:
+            size = max(moves, min(IN_A_STEP // pixels, PER * moves))
+            moves_MCHW = led_to(
+                sieved, found.target, draw, moves=moves, radius=radius, steps=search, size=size
             )
         move = _mover(moves_MCHW, reach, generator)
         sieve_against(model, seen, move(x_NCHW), weak=SLIGHT, firm=firmness)
         more.append(_moved(move, part * share))
-    if pairs.third_MK.any() and pairs.lead >= mixed_lead:
+    known = suspected and found.gap >= sure_gap and found.target == pairs.third
+    if pairs.third_MK.any() and pairs.lead >= mixed_lead and not known:
         steps = round(mixed_longer * steps)
         more.append(lambda batch: pairs.hard(len(batch[1])))
     show = _shown(victim, trust, more)
@@ -193,6 +189,7 @@ def purify(
         "strength": strength,
         "evidence": seen.evidence,
         "gap": found.gap,
+        "suspected": int(suspected),
         "suspected_target": found.target if suspected else -1,
         "firmness": firmness,
         "mixed_lead": pairs.lead,

@@ -26,8 +26,8 @@ def tuned_parameters(model: nn.Module, layers: str = LAYERS[0]) -> dict[str, nn.
     """Scales and shifts of every batch norm, and the head, or one of both: what NGF tunes, by name.
 
     Subclasses of batch norm are left out: they may compute something else (timm's also activate).
-    Group norms are left out: torch 2.13 has no forward-mode derivative of theirs for channels-last
-    images, and its backward pass crashes on the CPU where the norm's input needs no gradient.
+    Group norms are left out: their backward pass of torch 2.13 crashes on the CPU, on channels-last
+    images, where the norm's input needs no gradient.
     """
     modules: list[nn.Module] = [] if layers == "head" else _batch_norms(model)
     modules += [] if layers == "norms" else [head(model)]

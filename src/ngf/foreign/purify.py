@@ -311,9 +311,12 @@ def _summary(file: Path, report: Mapping[str, Any], done: Purification) -> str:
             f"before, {report['holdout_acc_after']:.1%} after; {report['agreement']:.1%} of the "
             "answers are the same"
         )
-    if report.get("suspected_target", -1) >= 0:
-        name = done.model.card["classes"][report["suspected_target"]]
-        said.append(f"suspicious class: {name} (gap {report['gap']:.2f}); this is no proof")
+    if report.get("suspected"):
+        classes, target = done.model.card["classes"], report["suspected_target"]
+        where = (
+            f"suspicious class: {classes[target]}" if target >= 0 else "led astray, to no one class"
+        )
+        said.append(f"{where} (gap {report['gap']:.2f}); this is no proof")
     drifted = [n for n, e in report.get("batch_norm_drift", {}).items() if e > ODD]
     if drifted:
         said.append(f"batch norm remembers more than clean images in {len(drifted)} layers")
