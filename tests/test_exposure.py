@@ -218,24 +218,33 @@ def strayed(model, copied, moves_MCHW, batches):
         for index, (x_CHW, y) in enumerate(zip(*batch, strict=True)):
             under = index % len(moves_MCHW)
             moved_CHW = (x_CHW + moves_MCHW[under]).clamp(0, 1)[None]
-            counts[under] += 1
             if copied(moved_CHW).argmax() == y:
+                counts[under] += 1
                 p_K = model(moved_CHW).softmax(1)[0]
                 p_K[y] = 0
                 totals[under] += p_K
-    return totals / counts
+    return totals / counts.clamp_min(1)
 
 
 @pytest.mark.parametrize("sizes", [(60, 60), (61, 17)])
 def test_a_stray_is_what_its_definition_says(sizes):
     models, copied = (backdoored(), backdoored(strength=20)), honest()
     moves_MCHW = 0.3 * torch.randn(5, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    moves_MCHW[4, :, 0] = torch.tensor([-1.0, -1, -1, 0])  # the copy names class 0 always
     images = Images()
     batches = [images.batch(size) for size in sizes]
     got_2MK = exposure._strays(models, copied, moves_MCHW, batches)
     for got_MK, model in zip(got_2MK, models, strict=True):
         torch.testing.assert_close(got_MK, strayed(model, copied, moves_MCHW, batches))
     assert got_2MK[0].sum() > 0.1
+
+
+def test_where_the_copy_is_never_right_nothing_strays():
+    wrong = honest()
+    wrong.register_forward_hook(lambda _, args, said_NK: said_NK.roll(1, 1))
+    moves_MCHW = torch.zeros(2, 1, SIDE, SIDE)
+    got_1MK = exposure._strays((backdoored(),), wrong, moves_MCHW, [Images().batch(20)])
+    assert torch.equal(got_1MK, torch.zeros(1, 2, CLASSES))
 
 
 # The descent -----------------------------------------------------------------------------------

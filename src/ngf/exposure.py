@@ -6,8 +6,8 @@ copy lost. Displacements d, each the same for all images, are found by gradient 
 
     min_d  E  -log(1 - p_victim(y | x + d))  -  log p_copy(y | x + d)        rms(d) <= radius
 
-and judged on other images, by how often they lead astray: E (1 - p_victim(y | x + d)), images that
-the copy gets wrong counted as 0. Two networks differ somewhere, so something is always found. The
+and judged on other images, by how often they lead astray where the copy is right: the mean of
+1 - p_victim(y | x + d) over those. Two networks differ somewhere, so something is always found. The
 same search with the roles swapped says how much: a benign victim strays no further than its copy
 does. So the *gap* between the two is what is asked for, and no class is searched by itself, as in
 Neural Cleanse (Wang et al. 2019): a backdoor may send each class to another one.
@@ -146,7 +146,7 @@ def _strays(
 ) -> Tensor:
     """Mean probability [models, M, K] of each false class along each displacement.
 
-    Images that the copy gets wrong count as 0.
+    Over the images that the copy answers rightly there.
     """
     totals, counts = [], []
     for x_NCHW, y_N in batches:
@@ -154,12 +154,13 @@ def _strays(
         with autocast(x_NCHW.device):
             *said, copy_NK = (model(moved_NCHW) for model in (*models, copy))
         p_SNK = torch.stack(said).float().softmax(2)
-        p_SNK *= (copy_NK.argmax(1) == y_N)[:, None]
+        right_N = (copy_NK.argmax(1) == y_N).float()
+        p_SNK *= right_N[:, None]
         p_SNK.scatter_(2, y_N[None, :, None].expand(len(p_SNK), -1, 1), 0)
         which_N = torch.arange(len(y_N), device=y_N.device) % len(moves_MCHW)
         none_SMK = p_SNK.new_zeros(len(p_SNK), len(moves_MCHW), p_SNK.shape[2])
         totals.append(none_SMK.index_add(1, which_N, p_SNK))
-        counts.append(torch.bincount(which_N, minlength=len(moves_MCHW)))
+        counts.append(right_N.new_zeros(len(moves_MCHW)).index_add(0, which_N, right_N))
     return torch.stack(totals).sum(0) / torch.stack(counts).sum(0)[:, None].clamp_min(1)
 
 
