@@ -121,6 +121,19 @@ def test_hard_mixtures_are_of_the_classes_that_mislead():
     assert classes.count({0, 1}) > 98
 
 
+def test_joined_ones_are_of_two_classes_and_new_each_time():
+    pairs = mixed(Honest())
+    first, second = pairs.joined(200), pairs.joined(200)
+    assert (present(first).sum(1) == 2).all()
+    assert present(first).float().mean(0).min() > 0.3  # every class: half of the mixtures
+    assert not torch.equal(first, second)
+
+
+def test_of_one_class_nothing_is_joined():
+    _, y_N = images()
+    assert mixed(Honest(), pick=y_N == 1).joined(5).shape == (0, 3, SIDE, SIDE)
+
+
 def test_two_classes_have_no_third():
     y_N = torch.tensor([0, 1])
     pairs = Mixtures(

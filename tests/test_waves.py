@@ -66,8 +66,8 @@ def shown(victim, copy=None, seed=0, size=32) -> Shown:
     return Shown(victim, copy or Linear(), *images(), generator, size)
 
 
-def found(victim, copy=None, seed=0):
-    return strongest(shown(victim, copy, seed), RMS)
+def found(victim, copy=None, seed=0, sieved=None, moves=1):
+    return strongest(shown(victim, copy, seed), sieved or victim, rms=RMS, moves=moves)
 
 
 def alike(one_1HW, two_1HW) -> float:
@@ -84,9 +84,10 @@ def test_the_backdoors_class_and_its_wave_are_named(target, down, across, phase)
     ripple = found(Linear(target, trigger_1HW))
     assert ripple.target == target
     assert ripple.gap > 0.3
-    assert ripple.wave_1HW.shape == (1, SIDE, SIDE)
-    assert alike(ripple.wave_1HW, trigger_1HW) > 0.8
-    assert ripple.wave_1HW.square().mean().sqrt() == pytest.approx(RMS, rel=1e-4)
+    assert ripple.by_wave
+    assert ripple.moves_MCHW.shape == (1, 1, SIDE, SIDE)
+    assert alike(ripple.moves_MCHW, trigger_1HW) > 0.8
+    assert ripple.moves_MCHW.square().mean().sqrt() == pytest.approx(RMS, rel=1e-4)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -96,10 +97,33 @@ def test_a_victim_like_its_copy_has_no_gap(seed):
     assert found(Linear(1, shared), Linear(1, shared), seed).gap == 0
 
 
+def test_the_copys_own_lead_over_the_victim_is_the_measure():
+    opened, other = Linear(1, wave()), Linear(2, wave(0, 3))
+    alone, rivalled, swapped = found(opened), found(opened, other), found(Linear(), opened)
+    assert alone.gap > 0.3
+    assert rivalled.gap == pytest.approx(0, abs=0.1)
+    assert rivalled.target == 1
+    assert swapped.gap == pytest.approx(-alone.gap, abs=0.1)
+
+
+@pytest.mark.parametrize(("strength", "left"), [(0.0, 0.0), (150.0, 1.0), (1e3, 1.0)])
+def test_left_is_what_the_sieved_model_shows_of_the_class(strength, left):
+    ripple = found(Linear(1, wave()), sieved=Linear(1, wave(), strength))
+    assert ripple.left == pytest.approx(left, abs=0.05)
+
+
+def test_as_many_waves_of_the_class_as_asked_first_the_strongest():
+    trigger_1HW = wave()
+    ripple = found(Linear(1, trigger_1HW), moves=3)
+    assert ripple.moves_MCHW.shape == (3, 1, SIDE, SIDE)
+    likeness = [alike(move_1HW, trigger_1HW) for move_1HW in ripple.moves_MCHW]
+    assert max(range(3), key=likeness.__getitem__) == 0
+
+
 def test_same_generator_same_ripple():
     one, again, other = (found(Linear(1, wave(), 60), seed=seed) for seed in (0, 0, 1))
     assert (one.target, one.gap) == (again.target, again.gap)
-    assert torch.equal(one.wave_1HW, again.wave_1HW)
+    assert torch.equal(one.moves_MCHW, again.moves_MCHW)
     assert other.gap != one.gap
 
 
@@ -107,7 +131,7 @@ def test_images_and_models_stay_and_no_batch_is_larger_than_asked():
     victim = Linear(1, wave())
     asked = shown(victim, size=20)
     before = asked.x_NCHW.clone()
-    strongest(asked, RMS)
+    strongest(asked, victim, rms=RMS, moves=1)
     assert torch.equal(asked.x_NCHW, before)
     assert max(victim.asked) == 20
     assert not any(p.grad is not None for p in victim.parameters())
@@ -180,6 +204,6 @@ def test_each_wave_lies_over_as_many_images_as_asked():
 def test_the_top_of_a_harmonic_is_found_from_its_samples(constant, height, phase, count):
     phase_P = torch.arange(count, dtype=torch.float64) * (2 * math.pi / count)
     lead_1P1 = (constant + height * (phase_P - phase).cos())[None, :, None]
-    top_11, at_11 = at_best_phase(lead_1P1, phase_P)
+    top_11, at_11 = at_best_phase(lead_1P1)
     assert top_11.item() == pytest.approx(constant + height, abs=1e-9)
     assert at_11.item() == pytest.approx(phase, abs=1e-6)

@@ -42,13 +42,15 @@ class Suspicion:
 
     gap: how much further it strays than its copy, in [-1, 1]. target: the class that takes most of
     what is led astray, or -1 where none takes half. left: how much the sieved model strays there,
-    as a share of the victim, in [0, 1]. moves_MCHW: the displacements that lead furthest.
+    as a share of the victim, in [0, 1]. moves_MCHW: the displacements that lead furthest. by_wave:
+    whether they are waves, which gradients do not find (`waves.py`).
     """
 
     gap: float
     target: int
     left: float
     moves_MCHW: Tensor
+    by_wave: bool = False
 
 
 def suspect(

@@ -78,6 +78,13 @@ class Mixtures:
         one_N, two_N = map(self._members, self.pair_2M[:, rows])
         return self._joined(one_N, two_N), (self.answer_NK[one_N] + self.answer_NK[two_N]) / 2
 
+    def joined(self, count: int) -> Tensor:
+        """`count` new mixtures of two classes each [count, C, H, W]; none of a single class."""
+        if not len(self.third_MK):
+            return self.x_NCHW[:0]
+        one_N = self._whole(len(self.y_N), count)
+        return self._joined(one_N, self._strangers(self.y_N[one_N]))
+
     @torch.no_grad()
     def _third(self, model: nn.Module, one_M: Tensor, two_M: Tensor) -> Tensor:
         """Probabilities [M, K], those of the two classes that are there set to 0."""

@@ -1,4 +1,4 @@
-"""Waves: whether ripples alone draw the victim to one class, and not a copy that was sieved.
+"""Waves: whether ripples draw the victim to a class further than they draw a copy that was sieved.
 
 Stripes that training made a backdoor of (SIG, Barni et al. 2019, arXiv 1902.11237) are long, weak
 in each pixel, and far from what gradients find: a search by displacements (`exposure.py`) drifts
@@ -6,6 +6,9 @@ off to what draws any network. But ripples are few enough to be tried, all of th
 gradient. A class t *leads* along a wave w of a set root mean square by
 
     mean over clean images of other classes of  p_victim(t | x + w) - p_copy(t | x + w)
+
+As for displacements, some wave always leads, and the copy is the measure of how far: the *gap* is
+the furthest lead of the victim over the copy less the furthest of the copy over the victim.
 
 Waves differ by frequency and phase. Most images are spent on the frequencies that lead at a first
 look. Over the phase the lead is close to a constant and one harmonic, whose top is taken.
@@ -15,31 +18,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ngf.device import autocast
+from ngf.exposure import Suspicion
 
 CYCLES = 8  # along a wave: finer ones are in no natural image and send any network somewhere
 PHASES = 4
 LOOKS = (4, 12)  # images of each wave, at first and when looked at again
 KEPT = 0.15  # of the frequencies are looked at again
-SHORTLIST, EACH = 3, 3  # classes that are compared in the end, and waves of each
+TOP = 3  # waves, each with its class, that are judged in the end
 JUDGED = 256  # images of each of these
-
-
-@dataclass(frozen=True)
-class Ripple:
-    """target: the class that leads most. gap: by how much more than the next one, in [0, 1].
-
-    wave_1HW: the displacement, the same for all channels.
-    """
-
-    target: int
-    gap: float
-    wave_1HW: Tensor
+NEVER = 1e-12
 
 
 @dataclass(frozen=True)
@@ -66,6 +59,10 @@ class Shown:
         for row_B, which_B in zip(row_T.split(self.size), which_T.split(self.size), strict=True):
             x_BCHW = self.x_NCHW[row_B] + waves.of(which_B, height, width)
             yield which_B, x_BCHW.clamp_(0, 1), self.y_N[row_B]
+
+    def swapped(self) -> Shown:
+        """The same images; the copy is asked how far it lies above the victim."""
+        return replace(self, victim=self.copy, copy=self.victim)
 
     @torch.no_grad()
     def leads(self, waves: Waves, each: int) -> Tensor:
@@ -104,32 +101,57 @@ class Waves:
         return (math.sqrt(2) * self.rms * angle_NHW.sin())[:, None]
 
 
-def strongest(shown: Shown, rms: float) -> Ripple:
-    """The class that leads most along a wave.
+def strongest(shown: Shown, sieved: nn.Module, *, rms: float, moves: int) -> Suspicion:
+    """What the wave shows along which a class of the victim leads most.
 
     Args:
+        sieved: of which `left` says how much of the class's probability it still shows there.
         rms: root mean square of a wave, in pixel values of [0, 1].
+        moves: waves that are returned, all of that class.
     """
     height, width = shown.x_NCHW.shape[2:]
-    where = shown.y_N.device
-    frequency_F2 = _frequencies(height, width).to(where)
-    first, again = LOOKS
-    lead_FK, _ = _by_frequency(shown, frequency_F2, rms, first)
-    kept = max(EACH, round(KEPT * len(frequency_F2)))
-    frequency_F2 = frequency_F2[lead_FK.amax(1).topk(min(kept, len(frequency_F2))).indices]
-    lead_FK, phase_FK = _by_frequency(shown, frequency_F2, rms, again)
+    frequency_F2 = _frequencies(height, width).to(shown.y_N.device)
+    lead_FPK = _by_frequency(shown, frequency_F2, rms, LOOKS[0])
+    lead, target, waves = _furthest(shown, frequency_F2, lead_FPK, rms, moves)
+    usual, _, _ = _furthest(shown.swapped(), frequency_F2, -lead_FPK, rms, moves)
+    every_M = torch.arange(len(waves), device=shown.y_N.device)
+    return Suspicion(
+        gap=lead - usual,
+        target=target,
+        left=_left(shown, sieved, waves, target),
+        moves_MCHW=waves.of(every_M, height, width),
+        by_wave=True,
+    )
 
-    best_EK, which_EK = lead_FK.topk(min(EACH, len(frequency_F2)), 0)
-    class_C = best_EK[0].topk(min(SHORTLIST, lead_FK.shape[1])).indices
-    which_EC = which_EK[:, class_C]
-    waves = Waves(frequency_F2[which_EC].flatten(0, 1), phase_FK[which_EC, class_C].flatten(), rms)
-    lead_ECK = shown.leads(waves, JUDGED).unflatten(0, which_EC.shape)
-    lead_EC = lead_ECK[:, torch.arange(len(class_C), device=where), class_C]
-    lead_C, which_C = lead_EC.max(0)
-    (most, next_most), (best, _) = lead_C.clamp_min(0).topk(2)
-    row = which_C[best] * len(class_C) + best
-    gap = (most - next_most).item()
-    return Ripple(int(class_C[best]), gap, waves.of(row[None], height, width)[0])
+
+def _furthest(
+    shown: Shown, frequency_F2: Tensor, lead_FPK: Tensor, rms: float, moves: int
+) -> tuple[float, int, Waves]:
+    """The furthest lead, its class and that class's waves, from the leads of a first look."""
+    top_F = at_best_phase(lead_FPK)[0].amax(1)
+    kept = min(max(TOP, round(KEPT * len(frequency_F2))), len(frequency_F2))
+    frequency_F2 = frequency_F2[top_F.topk(kept).indices]
+    lead_FK, phase_FK = at_best_phase(_by_frequency(shown, frequency_F2, rms, LOOKS[1]))
+    best_T = lead_FK.flatten().topk(min(TOP, lead_FK.numel())).indices
+    row_T, class_T = best_T // lead_FK.shape[1], best_T % lead_FK.shape[1]
+    waves = Waves(frequency_F2[row_T], phase_FK[row_T, class_T], rms)
+    lead_T = shown.leads(waves, JUDGED).gather(1, class_T[:, None])[:, 0]
+    best = int(lead_T.argmax())
+    target = int(class_T[best])
+    own_W = lead_FK[:, target].topk(min(moves, kept)).indices
+    own = Waves(frequency_F2[own_W], phase_FK[own_W, target], rms)
+    return lead_T[best].item(), target, own
+
+
+@torch.no_grad()
+def _left(shown: Shown, sieved: nn.Module, waves: Waves, target: int) -> float:
+    """Mean probability of the target in the sieved model, as a share of the victim's."""
+    totals = torch.full((2,), NEVER, device=shown.y_N.device)
+    for _, x_BCHW, y_B in shown.under(waves, JUDGED // len(waves)):
+        with autocast(x_BCHW.device):
+            said = torch.stack([sieved(x_BCHW), shown.victim(x_BCHW)])
+        totals += (said.float().softmax(2)[:, :, target] * (y_B != target)).sum(1)
+    return min(1.0, (totals[0] / totals[1]).item())
 
 
 def _frequencies(height: int, width: int) -> Tensor:
@@ -148,18 +170,18 @@ def _frequencies(height: int, width: int) -> Tensor:
     )
 
 
-def _by_frequency(
-    shown: Shown, frequency_F2: Tensor, rms: float, each: int
-) -> tuple[Tensor, Tensor]:
-    """The victim's lead to each class at the best phase, and that phase, both [F, K]."""
-    where = frequency_F2.device
-    phase_P = torch.arange(PHASES, device=where) * (2 * math.pi / PHASES)
+def _by_frequency(shown: Shown, frequency_F2: Tensor, rms: float, each: int) -> Tensor:
+    """The victim's lead to each class [F, PHASES, K], `each` images of every wave."""
+    phase_P = torch.arange(PHASES, device=frequency_F2.device) * (2 * math.pi / PHASES)
     waves = Waves(frequency_F2.repeat_interleave(PHASES, 0), phase_P.repeat(len(frequency_F2)), rms)
-    return at_best_phase(shown.leads(waves, each).unflatten(0, (-1, PHASES)), phase_P)
+    return shown.leads(waves, each).unflatten(0, (-1, PHASES))
 
 
-def at_best_phase(lead_FPK: Tensor, phase_P: Tensor) -> tuple[Tensor, Tensor]:
-    """Top of the constant and first harmonic through evenly spaced phases, and where, [F, K]."""
-    cosine_FK = 2 * (lead_FPK * phase_P.cos()[:, None]).mean(1)
-    sine_FK = 2 * (lead_FPK * phase_P.sin()[:, None]).mean(1)
+def at_best_phase(lead_FPK: Tensor) -> tuple[Tensor, Tensor]:
+    """Top of the constant and first harmonic through P evenly spaced phases, and where, [F, K]."""
+    count = lead_FPK.shape[1]
+    which_P = torch.arange(count, dtype=lead_FPK.dtype, device=lead_FPK.device)
+    phase_P1 = which_P[:, None] * (2 * math.pi / count)
+    cosine_FK = 2 * (lead_FPK * phase_P1.cos()).mean(1)
+    sine_FK = 2 * (lead_FPK * phase_P1.sin()).mean(1)
     return lead_FPK.mean(1) + torch.hypot(cosine_FK, sine_FK), torch.atan2(sine_FK, cosine_FK)

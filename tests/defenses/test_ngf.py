@@ -17,7 +17,6 @@ from ngf.fisher.natural import Rule
 from ngf.models import batch_norms, head, norm_layers
 from ngf.sieve import STRENGTHS, observe, sieve, sieve_against, sieve_within
 from ngf.training import Batches
-from ngf.waves import Ripple
 
 N, BATCH, SHIFT = 48, 16, 1
 NEVER = 1e9  # a budget that all strengths keep to
@@ -31,6 +30,7 @@ SHORT = {
     "least_gap": -1.0,
     "mixed": 64,
     "mixed_lead": 1.0,
+    "answered": 0.0,
     "waves": 0.0,
 }
 NO_SECOND = {"least_gap": 1.0}
@@ -353,9 +353,9 @@ def test_notes_say_what_was_found_and_done(run, kind):
     [
         (0.9, 1.0, 2, 0.16),
         (0.8, 1.0, 2, 0.16),
-        (0.8, 0.5, 2, 0.08),
-        (0.4, 1.0, 2, 0.08),
-        (0.4, 0.5, 2, 0.04 * 2**0.5),
+        (0.8, 0.5, 2, 0.16 * 0.5**1.5),
+        (0.4, 1.0, 2, 0.16 * 0.5**1.5),
+        (0.4, 0.5, 2, 0.04),
         (0.4, 0.0, 2, 0.04),
         (0.39, 1.0, -1, 0.0),
     ],
@@ -369,14 +369,14 @@ def test_firmness_follows_the_suspicion(run, suspected, gap, left, target, firmn
     assert notes["firmness"] == pytest.approx(firmness)
 
 
-@pytest.mark.parametrize("zero", ["firm", "mild"])
-def test_firmness_0_leaves_the_second_sieve_out(run, suspected, zero):
-    given = suspected(left={"firm": 1.0, "mild": 0.0}[zero])
-    purified = run(**{zero: 0.0}, least_gap=0.5, steps=0)
+def test_without_firmness_the_second_sieve_is_left_out(run, suspected):
+    given = suspected()
+    purified = run(firm=0.0, mild=0.0, least_gap=0.5, steps=0)
     assert purified.notes["firmness"] == 0
     assert same(purified.model, given["models"][1])
     assert "target" not in given
-    assert not same(run(**{zero: 0.1}, least_gap=0.5, steps=0).model, given["models"][1])
+    for one in ({"firm": 0.1, "mild": 0.0}, {"firm": 0.0, "mild": 0.1}):
+        assert not same(run(**one, least_gap=0.5, steps=0).model, given["models"][1])
 
 
 def test_the_second_sieve_goes_against_the_moved_images(run, suspected, monkeypatch, clean):
@@ -480,10 +480,11 @@ def rippled(monkeypatch):
     """Put a finding in the place of the waves; returns what they were given."""
     given: list = []
 
-    def put(gap=1.0, target=2):
-        def strongest(shown, rms):
-            given.append((shown, rms))
-            return Ripple(target, gap, torch.full((1, SIZE, SIZE), MOVE))
+    def put(gap=1.0, target=2, left=0.25):
+        def strongest(shown, sieved, **numbers):
+            given.append((shown, copy.deepcopy(sieved), numbers))
+            moves_MCHW = torch.full((1, 1, SIZE, SIZE), MOVE)
+            return Suspicion(gap, target, left, moves_MCHW, by_wave=True)
 
         monkeypatch.setattr(ngf, "strongest", strongest)
         return given
@@ -495,9 +496,10 @@ def test_waves_are_laid_over_the_first_images_of_the_victim_and_its_copy(
     run, suspected, rippled, clean
 ):
     models, given = suspected(gap=0.0), rippled()
-    run(waves=0.2, least_gap=0.5, steps=0)
-    ((shown, rms),) = given
-    assert rms == 0.2
+    run(waves=0.2, least_gap=0.5, steps=0, moves=3)
+    ((shown, sieved, numbers),) = given
+    assert numbers == {"rms": 0.2, "moves": 3}
+    assert same(sieved, models["models"][1])
     assert same(shown.victim, models["models"][0])
     assert same(shown.copy, models["models"][2])
     for got, expected in zip((shown.x_NCHW, shown.y_N), first_images(clean, 1), strict=True):
@@ -512,25 +514,26 @@ def test_waves_are_tried_where_nothing_is_suspected(run, suspected, rippled, gap
     assert len(given) == tried
 
 
-@pytest.mark.parametrize(("wave_gap", "target"), [(0.3, 2), (0.29, -1)])
-def test_a_wave_that_leads_by_enough_names_the_class(run, suspected, rippled, wave_gap, target):
+@pytest.mark.parametrize(
+    ("wave_gap", "gap", "target"), [(0.2, 0.2, 2), (0.19, 0.19, -1), (0.05, 0.1, -1)]
+)
+def test_a_wave_counts_as_a_displacement_does(run, suspected, rippled, wave_gap, gap, target):
     suspected(gap=0.1)
     rippled(gap=wave_gap)
-    notes = run(waves=0.1, least_gap=0.2, least_lead=0.3, steps=0).notes
-    assert notes["suspected_target"] == target
-    assert notes["gap"] == (0.1 if target < 0 else wave_gap)
+    notes = run(waves=0.1, least_gap=0.2, steps=0).notes
+    assert (notes["suspected"], notes["suspected_target"]) == (target >= 0, target)
+    assert notes["gap"] == gap
 
 
 def test_what_waves_show_stands_for_the_backdoor(run, suspected, rippled, displays):
     """In the second sieve and in the last move; no displacement is searched for."""
     given = suspected(gap=0.0)
-    rippled()
+    rippled(left=0.5)
     numbers = {"waves": 0.1, "least_gap": 0.5, "firm": 0.16, "mild": 0.01}
     purified = run(**numbers, share=1.0, reach=2.0, steps=12)
     assert "target" not in given
-    left = ngf.LEFT_OF_WAVES
-    assert purified.notes["firmness"] == pytest.approx(0.16**left * 0.01 ** (1 - left))
-    check_moved(displays, 2.0, round(left * BATCH))
+    assert purified.notes["firmness"] == pytest.approx(0.16 * 0.5**1.5)
+    check_moved(displays, 2.0, BATCH // 2)
 
 
 # Large images -----------------------------------------------------------------------------------
@@ -561,10 +564,27 @@ def test_mixtures_are_shown_beside_clean_images_where_a_class_leads(run, display
         torch.testing.assert_close(p_NK.sum(1), torch.ones(2 * count))
 
 
-def test_without_a_leading_class_nothing_is_mixed(run, displays):
-    purified = run(mixed_lead=1.0, mixed_longer=2.0, **NO_SECOND)
+@pytest.mark.parametrize(("answered", "count"), [(0.0, 0), (0.5, BATCH // 2), (3.0, 3 * BATCH)])
+def test_without_a_leading_class_mixtures_are_shown_as_the_victim_answers_them(
+    run, displays, answered, count
+):
+    purified = run(mixed_lead=1.0, mixed_longer=2.0, answered=answered, **NO_SECOND)
     assert purified.steps == SHORT["steps"]
-    assert [len(shown[0]) for _, shown in displays["shown"]] == [BATCH] * SHORT["steps"]
+    mixed = []
+    for (x_NCHW, _), (shown_NCHW, p_NK) in displays["shown"]:
+        assert torch.equal(shown_NCHW[:BATCH], x_NCHW)
+        assert len(shown_NCHW) == len(p_NK) == BATCH + count
+        torch.testing.assert_close(p_NK[BATCH:], answers(victim(), shown_NCHW[BATCH:]))
+        mixed.append(shown_NCHW[BATCH:])
+    assert not count or not torch.equal(mixed[0], mixed[1])
+
+
+def test_of_large_images_no_more_mixtures_are_answered_than_clean_images(
+    run, displays, monkeypatch
+):
+    monkeypatch.setattr(ngf, "IN_A_STEP", 1)
+    run(answered=3.0, search=1, **NO_SECOND)
+    assert all(len(shown[0]) == 2 * BATCH for _, shown in displays["shown"])
 
 
 @pytest.mark.parametrize(
@@ -666,7 +686,6 @@ def test_moved_pixels_stay_pixels(move, bound):
         ({"reach": -1.0}, "reach must be at least 0, got -1"),
         ({"steps": -1}, "steps must be at least 0, got -1"),
         ({"waves": 1.5}, "waves must lie between 0 and 1, got 1.5"),
-        ({"least_lead": -1.0}, "least_lead must lie between 0 and 1, got -1"),
         ({"sure_gap": 0.0}, "sure_gap must lie between 1e-06 and 1, got 0"),
         ({"radius": 0.0}, "radius must lie between 1e-06 and 1, got 0"),
         ({"share": 1.5}, "share must lie between 0 and 1, got 1.5"),
@@ -681,6 +700,7 @@ def test_moved_pixels_stay_pixels(move, bound):
         ({"mixed": 0}, "mixed must be at least 1, got 0"),
         ({"mixed_lead": 1.5}, "mixed_lead must lie between 0 and 1, got 1.5"),
         ({"mixed_longer": -1.0}, "mixed_longer must be at least 0, got -1"),
+        ({"answered": -1.0}, "answered must be at least 0, got -1"),
         ({"lr": 1.5}, "lr must lie between 0 and 1, got 1.5"),
         ({"eta": -1.0}, "eta must be at least 0, got -1"),
         ({"damping": -1.0}, "damping must be at least 0, got -1"),

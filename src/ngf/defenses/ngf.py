@@ -9,8 +9,8 @@ defense uses the paper's means in four moves:
    where these show nothing, by waves.
 3. Sieve again, against what leads it astray.
 4. Recover. Natural gradient on batch norms and head, with the Fisher-weighted anchor, on clean
-   images and on some of them under what was found; and, where mixtures of two clean images draw the
-   model to a third class, on those.
+   images, on some of them under what was found, and on mixtures of two clean images: as the victim
+   answers them or, where they draw it to a third class, as they should be answered.
 
 It makes use of what batch norm remembers of triggered images, does not need it, and works without
 batch norm, tuning the head alone in the end.
@@ -28,7 +28,7 @@ from torch.nn.functional import one_hot
 from ngf import params
 from ngf.defenses import Clean, Purified
 from ngf.device import autocast
-from ngf.exposure import TRIED, Suspicion, led_to, suspect
+from ngf.exposure import TRIED, led_to, suspect
 from ngf.fisher.natural import Rule, Show, descend
 from ngf.mixtures import Mixtures
 from ngf.models import Classifier
@@ -43,7 +43,7 @@ More = Callable[[Batch], Batch]  # what is shown beside a batch; answers are pro
 AT_ONCE = 2**24  # pixels of the images that the sieves see: what a layer holds must fit in memory
 IN_A_STEP = 2**21  # and of those that a step of the search sees
 PER = 8  # images of a step under each displacement
-LEFT_OF_WAVES = 0.25  # `Suspicion.left` of what they show
+EASE = 1.5  # power of what is left: little of it asks for less than in proportion
 SLIGHT = 0.003  # lambda beside mu: keeps the second sieve's inverse well-posed
 
 
@@ -61,7 +61,6 @@ def purify(
     firm: float,
     mild: float,
     waves: float,
-    least_lead: float,
     moves: int,
     radius: float,
     reach: float,
@@ -71,6 +70,7 @@ def purify(
     mixed: int,
     mixed_lead: float,
     mixed_longer: float,
+    answered: float,
     steps: int,
     batch_size: int,
     layers: str,
@@ -91,12 +91,11 @@ def purify(
         least_gap: a backdoor is suspected where the model strays so much further than its copy.
         sure_gap: from here on without doubt.
         firm, mild: mu of the second sieve, against what is suspected without doubt and leads the
-            first sieve's model as far astray (`Suspicion.left` 1), and against what is in doubt or
-            leads that model nowhere (between them geometrically, by the product of both). 0 leaves
-            the second sieve out.
+            first sieve's model as far astray (`Suspicion.left` 1); and the least that it is where
+            there is doubt, or less is left (in proportion to the product of both to the power of
+            EASE). 0 for both leaves the second sieve out.
         waves: root mean square of the waves that are tried where nothing is suspected, see
-            `ngf.waves`; 0 tries none. least_lead: a class is suspected that leads along them by so
-            much more than the next one.
+            `ngf.waves`; 0 tries none. Their gap counts as that of displacements does.
         moves, radius: how many displacements to the suspected class stand for its backdoor, and
             their largest root mean square, in pixel values of [0, 1]. Those that were found first
             do where they lead to no one class.
@@ -109,6 +108,7 @@ def purify(
         mixed_lead: from which `Mixtures.lead` on the last move shows as many of the hard ones as
             clean images, and makes mixed_longer times the steps; not where their third class is
             the one that is suspected without doubt already.
+        answered: below that lead, mixtures shown for each clean image, as the victim answers them.
         steps, batch_size: natural-gradient steps and the clean images of each.
         layers, fisher, lr, eta, damping, damping_last: see `ngf.fisher.natural.Rule`.
         shift: pixels of random translation in every view.
@@ -120,12 +120,11 @@ def purify(
     one class draws mixtures of two others more than the next (`Mixtures.lead`).
     """
     params.at_least(1, views=views, moves=moves, search=search, mixed=mixed)
-    params.at_least(0, mixed_longer=mixed_longer)
+    params.at_least(0, mixed_longer=mixed_longer, answered=answered)
     params.within("mixed_lead", mixed_lead, 0, 1)
     params.at_least(0, steps=steps, weak=weak, damp=damp, budget=budget, strong=strong, reach=reach)
     params.at_least(0, firm=firm, mild=mild)
     params.within("waves", waves, 0, 1)
-    params.within("least_lead", least_lead, 0, 1)
     params.within("radius", radius, 1e-6, 1)
     params.within("sure_gap", sure_gap, 1e-6, 1)
     params.within("share", share, 0, 1)
@@ -159,19 +158,18 @@ def purify(
 
     pairs = Mixtures(victim, x_NCHW, y_N, target_NK, count=mixed, generator=own_chance)
     size = max(TRIED, min(IN_A_STEP // pixels, PER * TRIED))
-    found, rippled = suspect(victim, sieved, strict, draw, steps=search, size=size), False
+    found = suspect(victim, sieved, strict, draw, steps=search, size=size)
     if waves and found.gap < least_gap:
-        ripple = strongest(Shown(victim, strict, x_NCHW, y_N, own_chance, size), waves)
-        rippled = ripple.gap >= least_lead
-        if rippled:
-            found = Suspicion(ripple.gap, ripple.target, LEFT_OF_WAVES, ripple.wave_1HW[None])
-    suspected = rippled or found.gap >= least_gap
+        asked = Shown(victim, strict, x_NCHW, y_N, own_chance, size)
+        ripple = strongest(asked, sieved, rms=waves, moves=moves)
+        found = max(found, ripple, key=lambda one: one.gap)
+    suspected = found.gap >= least_gap
     part = found.left * min(1.0, max(0.0, found.gap / sure_gap))
+    firmness = max(mild, firm * part**EASE) if suspected else 0.0
     more: list[More] = []
-    firmness = firm**part * mild ** (1 - part) if suspected else 0.0
     if firmness:
         moves_MCHW = found.moves_MCHW
-        if found.target >= 0 and not rippled:
+        if found.target >= 0 and not found.by_wave:
             size = max(moves, min(IN_A_STEP // pixels, PER * moves))
             moves_MCHW = led_to(
                 sieved, found.target, draw, moves=moves, radius=radius, steps=search, size=size
@@ -179,8 +177,10 @@ def purify(
         move = _mover(moves_MCHW, reach, generator)
         sieve_against(model, seen, move(x_NCHW), weak=SLIGHT, firm=firmness)
         more.append(_moved(move, part * share))
-    known = suspected and found.gap >= sure_gap and found.target == pairs.third
-    if pairs.third_MK.any() and pairs.lead >= mixed_lead and not known:
+    if pairs.third < 0 or pairs.lead < mixed_lead:
+        most = max(own.size, IN_A_STEP // pixels)
+        more.append(_answered(pairs, victim, min(most, round(answered * own.size))))
+    elif not (suspected and found.gap >= sure_gap and found.target == pairs.third):
         steps = round(mixed_longer * steps)
         more.append(lambda batch: pairs.hard(len(batch[1])))
     show = _shown(victim, trust, more)
@@ -222,6 +222,16 @@ def _moved(move: Move, share: float) -> More:
     return more
 
 
+def _answered(pairs: Mixtures, victim: Classifier, count: int) -> More:
+    """So many mixtures, as the victim answers them."""
+
+    def more(batch: Batch) -> Batch:
+        x_NCHW = pairs.joined(count)
+        return x_NCHW, _probabilities(victim, x_NCHW)
+
+    return more
+
+
 def _shown(victim: Classifier, trust: float, more: Sequence[More]) -> Show:
     """Shows a batch with its answers, and what else there is."""
 
@@ -235,10 +245,15 @@ def _shown(victim: Classifier, trust: float, more: Sequence[More]) -> Show:
     return show
 
 
-@torch.no_grad()
 def _answers(victim: Classifier, batch: Batch, trust: float) -> Tensor:
     """What the model shall answer: between the labels and the victim's probabilities [B, K]."""
     x_NCHW, y_N = batch
-    with autocast(x_NCHW.device):
-        p_NK = victim(x_NCHW).float().softmax(1)
+    p_NK = _probabilities(victim, x_NCHW)
     return torch.lerp(one_hot(y_N, p_NK.shape[1]).float(), p_NK, trust)
+
+
+@torch.no_grad()
+def _probabilities(victim: Classifier, x_NCHW: Tensor) -> Tensor:
+    with autocast(x_NCHW.device):
+        logits_NK = victim(x_NCHW)
+    return logits_NK.float().softmax(1)
