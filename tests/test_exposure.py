@@ -132,7 +132,7 @@ def test_a_copy_that_strays_further_makes_the_gap_negative():
 
 
 def test_a_backdoor_that_is_still_there_is_left():
-    assert found(backdoored(), sieved=backdoored()).left == 1
+    assert found(backdoored(), sieved=backdoored()).left == pytest.approx(1)
 
 
 def test_nothing_is_left_of_a_backdoor_that_is_gone():
