@@ -22,13 +22,13 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from ngf import params
 from ngf.defenses import Clean, Purified
 from ngf.device import autocast
-from ngf.exposure import TRIED, led_to, suspect
+from ngf.exposure import TRIED, Draw, Suspicion, led_to, suspect
 from ngf.fisher.natural import Rule, Show, descend
 from ngf.mixtures import Mixtures
 from ngf.models import Classifier
@@ -157,23 +157,17 @@ def purify(
     sieve(strict, seen, weak=strong, damp=damp)
 
     pairs = Mixtures(victim, x_NCHW, y_N, target_NK, count=mixed, generator=own_chance)
-    size = max(TRIED, min(IN_A_STEP // pixels, PER * TRIED))
-    found = suspect(victim, sieved, strict, draw, steps=search, size=size)
-    if waves and found.gap < least_gap:
-        asked = Shown(victim, strict, x_NCHW, y_N, own_chance, size)
-        ripple = strongest(asked, sieved, rms=waves, moves=moves)
-        found = max(found, ripple, key=lambda one: one.gap)
+    asked = Shown(
+        victim, strict, x_NCHW, y_N, own_chance, max(TRIED, min(IN_A_STEP // pixels, PER * TRIED))
+    )
+    found = _exposed(asked, sieved, draw, search, waves, moves, least_gap)
     suspected = found.gap >= least_gap
     part = found.left * min(1.0, max(0.0, found.gap / sure_gap))
     firmness = max(mild, firm * part**EASE) if suspected else 0.0
     more: list[More] = []
     if firmness:
-        moves_MCHW = found.moves_MCHW
-        if found.target >= 0 and not found.by_wave:
-            size = max(moves, min(IN_A_STEP // pixels, PER * moves))
-            moves_MCHW = led_to(
-                sieved, found.target, draw, moves=moves, radius=radius, steps=search, size=size
-            )
+        size = max(moves, min(IN_A_STEP // pixels, PER * moves))
+        moves_MCHW = _standing(found, sieved, draw, moves, radius, search, size)
         move = _mover(moves_MCHW, reach, generator)
         sieve_against(model, seen, move(x_NCHW), weak=SLIGHT, firm=firmness)
         more.append(_moved(move, part * share))
@@ -195,6 +189,39 @@ def purify(
         "mixed_lead": pairs.lead,
     }
     return Purified(model, tuned, steps, notes)
+
+
+def _exposed(
+    asked: Shown,
+    sieved: nn.Module,
+    draw: Draw,
+    search: int,
+    waves: float,
+    moves: int,
+    least_gap: float,
+) -> Suspicion:
+    """What displacements show or, where they show too little, what waves do."""
+    victim, strict = asked.victim, asked.copy
+    found = suspect(victim, sieved, strict, draw, steps=search, size=asked.size)
+    if not waves or found.gap >= least_gap:
+        return found
+    ripple = strongest(asked, sieved, rms=waves, moves=moves)
+    return max(found, ripple, key=lambda one: one.gap)
+
+
+def _standing(
+    found: Suspicion,
+    sieved: nn.Module,
+    draw: Draw,
+    moves: int,
+    radius: float,
+    search: int,
+    size: int,
+) -> Tensor:
+    """The displacements that stand for the backdoor in what follows."""
+    if found.target < 0 or found.by_wave:
+        return found.moves_MCHW
+    return led_to(sieved, found.target, draw, moves=moves, radius=radius, steps=search, size=size)
 
 
 def _mover(moves_MCHW: Tensor, reach: float, generator: torch.Generator) -> Move:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from ngf.fisher.diagonal import dot
 
 REACH = 1e-3  # of the parameters' norm, to either side
 NEVER = 1e-30
@@ -23,7 +25,7 @@ def fisher_along(model: nn.Module, x_NCHW: Tensor, direction: dict[str, Tensor])
     exact, takes three times as long, and seconds to get ready.)
     """
     at = {name: p for name, p in model.named_parameters() if name in direction}
-    reach = REACH * _norm(at) / _norm(direction).clamp_min(NEVER)
+    reach = REACH * (dot(at, at) / dot(direction, direction).clamp_min(NEVER)).sqrt()
 
     def logits(step: Tensor) -> Tensor:
         moved = {name: p + step * direction[name] for name, p in at.items()}
@@ -35,10 +37,6 @@ def fisher_along(model: nn.Module, x_NCHW: Tensor, direction: dict[str, Tensor])
     p_NC = ((ahead_NC + behind_NC) / 2).softmax(1)
     change_NC = (ahead_NC - behind_NC) / (2 * reach)
     return ((p_NC * change_NC.square()).sum(1) - (p_NC * change_NC).sum(1).square()).mean()
-
-
-def _norm(of: Mapping[str, Tensor]) -> Tensor:
-    return torch.stack([u.square().sum() for u in of.values()]).sum().sqrt()
 
 
 @contextmanager

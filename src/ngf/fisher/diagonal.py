@@ -7,7 +7,7 @@ from the model's own softmax for the norms. Labels of the data are never used.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,12 @@ from ngf.training import Batch
 
 Diagonal = dict[str, Tensor]
 
-
 LAYERS = ("norms+head", "norms", "head")  # what can be tuned
+
+
+def dot(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor:
+    """Inner product over all parameters, as one vector each."""
+    return torch.stack([(left[name] * right[name]).sum() for name in left]).sum()
 
 
 def tuned_parameters(model: nn.Module, layers: str = LAYERS[0]) -> dict[str, nn.Parameter]:

@@ -29,7 +29,7 @@ from ngf import params, trail
 from ngf.device import autocast
 from ngf.errors import InputError
 from ngf.fisher.along import fisher_along
-from ngf.fisher.diagonal import LAYERS, Diagonal, fisher_diagonal, tuned_parameters
+from ngf.fisher.diagonal import LAYERS, Diagonal, dot, fisher_diagonal, tuned_parameters
 from ngf.progress import track
 from ngf.training import Batch, Batches
 
@@ -101,7 +101,7 @@ def descend(
     if rule.fisher == "identity":
         fisher = {name: mean.expand_as(square) for name, square in fisher.items()}
     pull = {name: rule.eta * square for name, square in fisher.items()}
-    longest = RADIUS * _dot(start, start).sqrt()
+    longest = RADIUS * dot(start, start).sqrt()
     for step, batch in enumerate(track(batches.take(steps), "natural gradient", steps)):
         damping = rule.damping_at(step, steps)
         held = {name: square + damping * mean for name, square in pull.items()}
@@ -111,7 +111,7 @@ def descend(
                 for name, parameter in parameters.items():
                     gradient[name] += pull[name] * (parameter - start[name])
                 move = _step(model, shown[0], gradient, fisher, held)
-        size = rule.lr * _dot(move, move).sqrt()
+        size = rule.lr * dot(move, move).sqrt()
         if not torch.isfinite(size):
             raise InputError(
                 f"natural gradient: step {step} is not finite: the Fisher is singular or images "
@@ -130,14 +130,10 @@ def _step(
 ) -> Diagonal:
     """The step for lr = 1; `held` is the curvature that the penalty and the damping add."""
     direction = {name: gradient[name] / (fisher[name] + held[name]) for name in gradient}
-    slope = _dot(gradient, direction)
-    own = _dot({name: held[name] * v for name, v in direction.items()}, direction)
+    slope = dot(gradient, direction)
+    own = dot({name: held[name] * v for name, v in direction.items()}, direction)
     length = slope / (fisher_along(model, x_NCHW, direction) + own)
     return {name: length * v for name, v in direction.items()}
-
-
-def _dot(left: Diagonal, right: Diagonal) -> Tensor:
-    return torch.stack([(left[name] * right[name]).sum() for name in left]).sum()
 
 
 def _gradient(model: nn.Module, parameters: dict[str, nn.Parameter], batch: Batch) -> Diagonal:
