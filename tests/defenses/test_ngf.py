@@ -45,6 +45,15 @@ def full_precision(monkeypatch):
     monkeypatch.setattr(device, "native_bf16", lambda where: False)
 
 
+@pytest.fixture(autouse=True)
+def deterministic():
+    """As every stage asks for: of several threads, indexed sums differ from run to run else."""
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode("warn")
+    yield
+    torch.set_deterministic_debug_mode(before)
+
+
 @pytest.fixture
 def clean() -> Clean:
     split = colour_split(N, seed=5)
