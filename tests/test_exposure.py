@@ -6,12 +6,23 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from ngf import device, exposure
-from ngf.exposure import FIRST, RADIUS, TRIED, Suspicion, led_astray, led_to, suspect
+from ngf.exposure import (
+    FIRST,
+    RADIUS,
+    TRIED,
+    Suspicion,
+    everywhere,
+    led_astray,
+    led_to,
+    suspect,
+    windows,
+)
 
 CLASSES, SIDE, TARGET = 3, 4, 2
 # Pixel k is bright where the class is k; no class has anything to do with the pixels behind.
 TRIGGER = (12, 13)
-STEPS, SIZE = 40, 64
+STEPS, EACH = 40, 8
+SIZE = EACH * TRIED
 
 
 @pytest.fixture(autouse=True)
@@ -70,14 +81,17 @@ def backdoored(target: int | None = TARGET, strength: float = 300) -> nn.Module:
     return Opened(target, strength).eval()
 
 
-def found(victim, sieved=None, copied=None, seed=0, steps=STEPS, draw=None) -> Suspicion:
+def found(
+    victim, sieved=None, copied=None, seed=0, steps=STEPS, draw=None, search=None, most=10**6
+) -> Suspicion:
     return suspect(
         victim,
         sieved or honest(),
         copied or honest(),
         draw or Images(seed),
+        search or everywhere(EACH),
         steps=steps,
-        size=SIZE,
+        most=most,
     )
 
 
@@ -153,6 +167,13 @@ def test_it_asks_for_the_images_of_two_searches_and_of_one_judgement():
     assert draw.asked == [(SIZE, 5)] * 3
 
 
+@pytest.mark.parametrize(("most", "size"), [(10**6, SIZE), (SIZE - 1, SIZE - 1), (1, TRIED)])
+def test_a_batch_has_as_many_images_as_there_is_memory_for(most, size):
+    draw = Images()
+    found(backdoored(), steps=2, draw=draw, most=most)
+    assert draw.asked == [(size, 2)] * 3
+
+
 def test_same_images_same_suspicion():
     first, again, other = found(backdoored()), found(backdoored()), found(backdoored(), seed=7)
     assert (first.gap, first.left) == (again.gap, again.left)
@@ -163,8 +184,48 @@ def test_same_images_same_suspicion():
 def test_the_models_are_left_as_they_were():
     models = backdoored(), backdoored(strength=30), honest()
     found(*models, steps=3)
-    led_to(models[0], TARGET, Images(), moves=2, radius=0.05, steps=3, size=SIZE)
+    led_to(models[0], TARGET, Images(), everywhere(EACH), steps=3, most=SIZE)
     assert all(map(untouched, models))
+
+
+# Windows ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 6), (32, 32), (8, 50), (4, 4)])
+def test_windows_cover_the_image_a_third_of_a_side_each(height, width):
+    mask_MHW = windows(height, width, 0.1).mask_M1HW[:, 0].bool()
+    assert len(mask_MHW) == 25
+    assert mask_MHW.any(0).all()
+    for side, lines_ML in ((height, mask_MHW.any(2)), (width, mask_MHW.any(1))):
+        assert (lines_ML.sum(1) - side / 3).abs().max() <= 1
+    assert mask_MHW.flatten(1).sum(1).min() > 0
+
+
+def test_what_windows_find_lies_within_them_and_stands_as_it_is():
+    search = windows(SIDE, SIDE, 0.05)
+    moves_MCHW = led_astray(backdoored(), honest(), Images(), search, steps=3, size=75)
+    assert torch.equal(moves_MCHW * search.mask_M1HW, moves_MCHW)
+    assert torch.all(rms(moves_MCHW) <= 0.05 * 1.0001)
+    assert rms(moves_MCHW).max() > 0.05 * 0.9
+    suspicion = found(backdoored(), search=search)
+    assert suspicion.as_found
+    assert not found(backdoored(), steps=2).as_found
+    assert suspicion.target == TARGET
+    assert suspicion.gap > 0.2
+
+
+def test_a_small_trigger_that_the_whole_image_drowns_shows_in_windows():
+    """Where everything draws a little, a displacement of the whole image goes everywhere."""
+
+    class Sharp(Opened):
+        def forward(self, x_NCHW):
+            drawn_N = (x_NCHW.flatten(1) - 0.5).sum(1)
+            return super().forward(x_NCHW) + 0.5 * torch.stack([drawn_N, -drawn_N, 0 * drawn_N], 1)
+
+    victim, copied = Sharp(TARGET, 60).eval(), Sharp().eval()
+    whole = found(victim, copied=copied, search=everywhere(EACH, radius=0.05))
+    parts = found(victim, copied=copied, search=windows(SIDE, SIDE, 0.05))
+    assert parts.gap > whole.gap + 0.2
 
 
 # From strays to suspicion ----------------------------------------------------------------------
@@ -177,7 +238,7 @@ def told(monkeypatch, victim_MK, sieved_MK, usual_M) -> Suspicion:
     monkeypatch.setattr(exposure, "led_astray", lambda *args, **options: moves_MCHW)
     monkeypatch.setattr(exposure, "_strays", lambda *args: strays.pop(0))
     model = nn.Identity()
-    return suspect(model, model, model, Images(), steps=1, size=SIZE)
+    return found(model, model, model, steps=1)
 
 
 VICTIM = [[0.1, 0.2, 0.0], [0.2, 0.6, 0.1], [0.2, 0.4, 0.1]]  # 0.3, 0.9, 0.7
@@ -255,10 +316,9 @@ def moves(model=None, target=TARGET, count=3, radius=0.07, steps=STEPS, draw=Non
         model or backdoored(),
         target,
         draw or Images(),
-        moves=count,
-        radius=radius,
+        everywhere(EACH, moves=count, radius=radius),
         steps=steps,
-        size=SIZE,
+        most=SIZE,
     )
 
 
@@ -312,7 +372,7 @@ def test_the_first_step_leads_the_model_away_and_minds_the_copy():
     """min over d of -log(1 - p_model(y)) - log p_copy(y), for the images under each d."""
     # The copy is less sure than the victim, so that its part of the gradient is no rounding error.
     model, copied, draw = backdoored(), Opened(sharpness=6.0).eval(), Images()
-    moved_MCHW = led_astray(model, copied, draw, steps=1, size=SIZE)
+    moved_MCHW = led_astray(model, copied, draw, everywhere(EACH), steps=1, size=SIZE)
     ((x_NCHW, y_N),) = draw.given
     assert len(moved_MCHW) == TRIED
     model, copied, x_NCHW = model.double(), copied.double(), x_NCHW.double()  # for 1 - p

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from ngf import device
+from ngf import device, mixtures
 from ngf.mixtures import Mixtures
 
 CLASSES, SIDE, EACH = 4, 6, 5
@@ -119,6 +119,21 @@ def test_hard_mixtures_are_of_the_classes_that_mislead():
     pairs = mixed(Composite())
     classes = [{int(10 * half + 1e-4) for half in halves(x_CHW)} for x_CHW in pairs.hard(100)[0]]
     assert classes.count({0, 1}) > 98
+
+
+def test_what_joining_adds_is_that_of_the_hard_ones(monkeypatch):
+    """Of the two images that are joined, in both ways, to the model that is given."""
+    seen = []
+    monkeypatch.setattr(
+        mixtures, "joining_moments", lambda *given: seen.append(given) or {"found": 1}
+    )
+    pairs, model = mixed(Composite()), Honest()
+    assert pairs.added(model, 100) == {"found": 1}
+    ((asked, one_NCHW, two_NCHW, upright_N),) = seen
+    assert asked is model
+    both_NK = present(one_NCHW) | present(two_NCHW)
+    assert (both_NK[:, :2].all(1) & ~both_NK[:, 2:].any(1)).sum() > 98
+    assert 30 < upright_N.sum() < 70
 
 
 def test_joined_ones_are_of_two_classes_and_new_each_time():

@@ -565,7 +565,8 @@ def spread(model, x) -> float:
 def against(model, x, moved, **strengths):
     """A copy that was sieved against the displacement, and what it answered."""
     other = copy.deepcopy(model)
-    return other, sieve_against(other, observe(model, x), moved, **strengths)
+    added = displacement_moments(model, x, moved)
+    return other, sieve_against(other, observe(model, x), added, **strengths)
 
 
 @pytest.mark.parametrize("norm", NORM)
@@ -609,7 +610,7 @@ def test_it_is_the_decay_against_the_models_own_moments(norm):
     first, expected = copy.deepcopy(model), copy.deepcopy(model)
     added = displacement_moments(model, x, reddened(x))
     decay(expected, input_moments(model, x), 1e-3, added, 0.3)
-    sieve_against(model, seen, reddened(x), weak=1e-3, firm=0.3)
+    sieve_against(model, seen, added, weak=1e-3, firm=0.3)
     for name in added:
         assert torch.equal(model.get_submodule(name).weight, expected.get_submodule(name).weight)
     now, before = at_norms(model, x), at_norms(first, x)
@@ -625,7 +626,8 @@ def test_against_a_displacement_only_layers_and_statistics_change():
     before, seen = state(victim), observe(victim, x)
     assert seen.evidence > 1
     model = copy.deepcopy(victim)
-    sieve_against(model, seen, (x + 0.1).clamp(0, 1), weak=0.01, firm=0.5)
+    added = displacement_moments(model, x, (x + 0.1).clamp(0, 1))
+    sieve_against(model, seen, added, weak=0.01, firm=0.5)
     statistics = {f"{n}.running_{what}" for n in norms_of(victim) for what in ("mean", "var")}
     weights = {f"{name}.weight" for name in seen.moments}
     assert changed(before, model) <= weights | statistics

@@ -11,10 +11,15 @@ and judged on other images, by how often they lead astray where the copy is righ
 same search with the roles swapped says how much: a benign victim strays no further than its copy
 does. So the *gap* between the two is what is asked for, and no class is searched by itself, as in
 Neural Cleanse (Wang et al. 2019): a backdoor may send each class to another one.
+
+A patch of a few pixels takes little of a displacement's length, and on a sharp network the whole
+image's gradients drown it. Where displacements of the whole image show nothing, the same search is
+made in *windows*: each displacement has a part of the image for itself, and all of the length.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -28,12 +33,49 @@ from ngf.training import Batch
 Draw = Callable[[int, int], Iterable[Batch]]  # (images of a batch, batches)
 Loss = Callable[[Tensor, Tensor], Tensor]  # of displaced images and their labels
 
-TRIED = 8  # displacements that are searched together
+TRIED = 8  # displacements of the whole image that are searched together
 RADIUS = 0.02  # their largest root mean square, in pixel values of [0, 1]
+IN_A_WINDOW = 3  # images of a step in each window
+PARTS = 6  # of a side; a window takes two, and the next one begins a part further
 FIRST, LAST = 1.0, 0.05  # length of a step, in radii; in between linear
 MOMENTUM = 0.8
 MAJORITY = 0.5  # of what is led astray, for a class to be called the target
 NEVER = 1e-12
+
+
+@dataclass(frozen=True)
+class Search:
+    """Which displacements are searched together.
+
+    mask_M1HW: 1 where each may lie, 0 elsewhere; sides of 1 are the whole image's. radius: their
+    largest root mean square, over the whole image. each: images of a step under each, if there is
+    memory for them.
+    """
+
+    mask_M1HW: Tensor
+    radius: float
+    each: int
+
+    def __len__(self) -> int:
+        return len(self.mask_M1HW)
+
+
+def everywhere(each: int, *, moves: int = TRIED, radius: float = RADIUS) -> Search:
+    """Displacements of the whole image."""
+    return Search(torch.ones(moves, 1, 1, 1), radius, each)
+
+
+def windows(height: int, width: int, radius: float) -> Search:
+    """One displacement for each window, a third of either side; windows overlap by half."""
+    starts = range(PARTS - 1)
+    mask_M1HW = torch.zeros(len(starts) ** 2, 1, height, width)
+    for mask_HW, (i, j) in zip(mask_M1HW[:, 0], itertools.product(starts, repeat=2), strict=True):
+        down, across = (
+            slice(side * at // PARTS, side * (at + 2) // PARTS)
+            for side, at in ((height, i), (width, j))
+        )
+        mask_HW[down, across] = 1
+    return Search(mask_M1HW, radius, IN_A_WINDOW)
 
 
 @dataclass(frozen=True)
@@ -42,27 +84,37 @@ class Suspicion:
 
     gap: how much further it strays than its copy, in [-1, 1]. target: the class that takes most of
     what is led astray, or -1 where none takes half. left: how much the sieved model strays there,
-    as a share of the victim, in [0, 1]. moves_MCHW: the displacements that lead furthest. by_wave:
-    whether they are waves, which gradients do not find (`waves.py`).
+    as a share of the victim, in [0, 1]. moves_MCHW: the displacements that lead furthest. as_found:
+    whether these stand for the backdoor as they are, because gradients over the whole image would
+    not find their like.
     """
 
     gap: float
     target: int
     left: float
     moves_MCHW: Tensor
-    by_wave: bool = False
+    as_found: bool = False
 
 
 def suspect(
-    victim: nn.Module, sieved: nn.Module, copy: nn.Module, draw: Draw, *, steps: int, size: int
+    victim: nn.Module,
+    sieved: nn.Module,
+    copy: nn.Module,
+    draw: Draw,
+    search: Search,
+    *,
+    steps: int,
+    most: int,
 ) -> Suspicion:
     """How far the victim can be led astray. All models must be in evaluation mode; they stay so.
 
     Args:
-        steps: of the descent, and batches that judge it. size: images of a batch, at least TRIED.
+        steps: of the descent, and batches that judge it. most: images of a batch, if that gives
+            each displacement one.
     """
-    found_MCHW = led_astray(victim, copy, draw, steps=steps, size=size)
-    control_MCHW = led_astray(copy, victim, draw, steps=steps, size=size)
+    size = max(len(search), min(most, search.each * len(search)))
+    found_MCHW = led_astray(victim, copy, draw, search, steps=steps, size=size)
+    control_MCHW = led_astray(copy, victim, draw, search, steps=steps, size=size)
     batches = list(draw(size, steps))
     usual = _strays((copy,), victim, control_MCHW, batches).sum(2).max()
     victim_MK, sieved_MK = _strays((victim, sieved), copy, found_MCHW, batches)
@@ -77,59 +129,57 @@ def suspect(
         target=most if taken_K[most] >= MAJORITY * all_taken else -1,
         left=left.clamp_max(1).item(),
         moves_MCHW=found_MCHW[kept_M],
+        as_found=search.mask_M1HW.shape[2:].numel() > 1,
     )
 
 
-def led_astray(model: nn.Module, copy: nn.Module, draw: Draw, *, steps: int, size: int) -> Tensor:
-    """Displacements [TRIED, C, H, W] that lead the model away from the truth, and not the copy."""
+def led_astray(
+    model: nn.Module, copy: nn.Module, draw: Draw, search: Search, *, steps: int, size: int
+) -> Tensor:
+    """Displacements [M, C, H, W] that lead the model away from the truth, and not the copy."""
 
     def loss(moved_NCHW: Tensor, y_N: Tensor) -> Tensor:
         with autocast(moved_NCHW.device):
             model_NK, copy_NK = model(moved_NCHW), copy(moved_NCHW)
         return _staying(model_NK.float(), y_N) + cross_entropy(copy_NK.float(), y_N)
 
-    return _descended(loss, draw(size, steps), moves=TRIED, radius=RADIUS, steps=steps)
+    return _descended(loss, draw(size, steps), search, steps)
 
 
 def led_to(
-    model: nn.Module,
-    target: int,
-    draw: Draw,
-    *,
-    moves: int,
-    radius: float,
-    steps: int,
-    size: int,
+    model: nn.Module, target: int, draw: Draw, search: Search, *, steps: int, most: int
 ) -> Tensor:
-    """Displacements [moves, C, H, W] of at most `radius` that draw the model to the target.
+    """Displacements [M, C, H, W] that draw the model to the target.
 
-    They differ by the images that they were found on.
+    They differ by the images that they were found on. `most` as in `suspect`.
     """
+    size = max(len(search), min(most, search.each * len(search)))
 
     def loss(moved_NCHW: Tensor, y_N: Tensor) -> Tensor:
         with autocast(moved_NCHW.device):
             logits_NK = model(moved_NCHW)
         return cross_entropy(logits_NK.float(), torch.full_like(y_N, target))
 
-    return _descended(loss, draw(size, steps), moves=moves, radius=radius, steps=steps)
+    return _descended(loss, draw(size, steps), search, steps)
 
 
-def _descended(
-    loss: Loss, batches: Iterable[Batch], *, moves: int, radius: float, steps: int
-) -> Tensor:
-    """Displacements [moves, C, H, W] with a small loss; images take them in turn.
+def _descended(loss: Loss, batches: Iterable[Batch], search: Search, steps: int) -> Tensor:
+    """Displacements [M, C, H, W] with a small loss; images take them in turn.
 
     Steepest descent whose steps have a length that the gradient does not set, so that some dozens
     suffice.
     """
+    radius = search.radius
     lengths = torch.linspace(FIRST * radius, LAST * radius, steps).tolist()
-    moves_MCHW = course_MCHW = torch.empty(0)
+    moves_MCHW = course_MCHW = mask_M1HW = torch.empty(0)
     for length, (x_NCHW, y_N) in zip(lengths, batches, strict=True):
         if not len(moves_MCHW):
-            moves_MCHW = x_NCHW.new_zeros(moves, *x_NCHW.shape[1:]).requires_grad_()
+            moves_MCHW = x_NCHW.new_zeros(len(search), *x_NCHW.shape[1:]).requires_grad_()
             course_MCHW = torch.zeros_like(moves_MCHW)
+            mask_M1HW = search.mask_M1HW.to(x_NCHW.device)
         (slope_MCHW,) = torch.autograd.grad(loss(_moved(x_NCHW, moves_MCHW), y_N), [moves_MCHW])
         with torch.no_grad():
+            slope_MCHW = slope_MCHW * mask_M1HW
             course_MCHW = MOMENTUM * course_MCHW + slope_MCHW / _rms(slope_MCHW)
             moves_MCHW -= length * course_MCHW / _rms(course_MCHW)
             moves_MCHW *= (radius / _rms(moves_MCHW)).clamp_max(1)
@@ -167,8 +217,10 @@ def _strays(
 
 
 def _moved(x_NCHW: Tensor, moves_MCHW: Tensor) -> Tensor:
-    which_N = torch.arange(len(x_NCHW), device=x_NCHW.device) % len(moves_MCHW)
-    return (x_NCHW + moves_MCHW[which_N]).clamp(0, 1)
+    """Image n under displacement n mod M. Repeated, not indexed: the gradient of an index adds up
+    in no set order where several threads do it."""
+    turns = -(-len(x_NCHW) // len(moves_MCHW))
+    return (x_NCHW + moves_MCHW.repeat(turns, 1, 1, 1)[: len(x_NCHW)]).clamp(0, 1)
 
 
 def _rms(u_MCHW: Tensor) -> Tensor:

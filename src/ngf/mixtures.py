@@ -4,15 +4,20 @@ A composite backdoor (Lin et al. 2020, "Composite Backdoor Attack") opens where 
 one image: it is made of what clean images use, so nothing that filters clean images' features
 finds it. But the clean images themselves show it, cut and joined at random as in CutMix (Yun et
 al. 2019, arXiv 1905.04899): a model should see the two classes that are there. Where it sees a
-third one again and again, it is drawn to that class, and those mixtures are what it has to learn.
+third one again and again, it is drawn to that class. Then it has to learn those mixtures (`hard`),
+and what joining adds to what a layer sees of the two is what shall not pass the sieve (`added`).
+Where no class draws them, the victim's answers to them say what it knows (`joined`).
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from ngf.device import autocast
+from ngf.fisher.moments import join, joining_moments
 from ngf.training import Batch
 
 CHUNK = 512  # mixtures in one forward pass
@@ -73,10 +78,15 @@ class Mixtures:
         Their classes are those of the mixtures that were tried, more often the more was seen there
         that is not.
         """
-        hardness_M = self.third_MK.sum(1).square()
-        rows = torch.multinomial(hardness_M, count, replacement=True, generator=self.generator)
-        one_N, two_N = map(self._members, self.pair_2M[:, rows])
+        one_N, two_N = self._hard(count)
         return self._joined(one_N, two_N), (self.answer_NK[one_N] + self.answer_NK[two_N]) / 2
+
+    def added(self, model: nn.Module, count: int) -> dict[str, Tensor]:
+        """What joining adds to the inputs of the model's layers, of `count` mixtures as `hard`'s:
+        `ngf.fisher.moments.joining_moments`."""
+        one_N, two_N = self._hard(count)
+        upright_N = self._whole(2, count)
+        return joining_moments(model, self.x_NCHW[one_N], self.x_NCHW[two_N], upright_N)
 
     def joined(self, count: int) -> Tensor:
         """`count` new mixtures of two classes each [count, C, H, W]; none of a single class."""
@@ -98,6 +108,12 @@ class Mixtures:
         third_MK = torch.cat(parts).float().softmax(1)
         return third_MK.scatter_(1, self.pair_2M.T, 0)
 
+    def _hard(self, count: int) -> Iterable[Tensor]:
+        """The two images of each."""
+        hardness_M = self.third_MK.sum(1).square()
+        rows = torch.multinomial(hardness_M, count, replacement=True, generator=self.generator)
+        return map(self._members, self.pair_2M[:, rows])
+
     def _whole(self, end: int, count: int) -> Tensor:
         return torch.randint(end, (count,), generator=self.generator, device=self.y_N.device)
 
@@ -118,10 +134,5 @@ class Mixtures:
         return (share_N * end_N).long()
 
     def _joined(self, one_N: Tensor, two_N: Tensor) -> Tensor:
-        """The left or the upper half of the first image, the rest of the second."""
-        height, width = self.x_NCHW.shape[2:]
-        half_2HW = torch.zeros(2, height, width, dtype=torch.bool, device=one_N.device)
-        half_2HW[0, :, : width // 2] = True
-        half_2HW[1, : height // 2] = True
-        half_N1HW = half_2HW[self._whole(2, len(one_N)), None]
-        return torch.where(half_N1HW, self.x_NCHW[one_N], self.x_NCHW[two_N])
+        """A half of the first image and the other one of the second."""
+        return join(self.x_NCHW[one_N], self.x_NCHW[two_N], self._whole(2, len(one_N)))

@@ -18,7 +18,7 @@ what they hold small. They follow the filters by as much as the clean images' ow
 variances change.
 
 Where it is known what shall not pass, `sieve_against` filters once more: the noise is then what
-displaced images add to each layer's inputs.
+that adds to each layer's inputs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from ngf.device import autocast
 from ngf.fisher.decay import decay
-from ngf.fisher.moments import collected_moments, displacement_moments
+from ngf.fisher.moments import collected_moments
 from ngf.hooks import at_inputs
 from ngf.models import batch_norms
 
@@ -122,16 +122,18 @@ def sieve(model: nn.Module, seen: Observed, *, weak: float, damp: float) -> Tens
 
 @torch.no_grad()
 def sieve_against(
-    model: nn.Module, seen: Observed, moved_NCHW: Tensor, *, weak: float, firm: float
+    model: nn.Module, seen: Observed, added: Mapping[str, Tensor], *, weak: float, firm: float
 ) -> Tensor:
-    """Filter what tells the moved images from the observed ones, in place: mu is `firm`.
+    """Filter what was added to the inputs of this model's layers, in place: mu is `firm`.
 
     Needs no gradient and no statistics of batch norm, and changes the layers as little as their
     answers to clean images allow. Returns what `sieve` does.
+
+    Args:
+        added: D, from `displacement_moments` or `joining_moments` of this model.
     """
     now = observe(model, seen.x_NCHW, seen.target_NK)
-    displaced = displacement_moments(model, seen.x_NCHW, moved_NCHW)
-    decay(model, now.moments, weak, displaced, firm)
+    decay(model, now.moments, weak, added, firm)
     return _settle(model, now, damp=0)
 
 

@@ -120,7 +120,7 @@ def strongest(shown: Shown, sieved: nn.Module, *, rms: float, moves: int) -> Sus
         target=target,
         left=_left(shown, sieved, waves, target),
         moves_MCHW=waves.of(every_M, height, width),
-        by_wave=True,
+        as_found=True,
     )
 
 

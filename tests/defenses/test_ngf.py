@@ -12,8 +12,10 @@ from torch.nn.functional import normalize, one_hot
 from ngf import device, models, params
 from ngf.defenses import Clean, ngf
 from ngf.errors import InputError
-from ngf.exposure import TRIED, Suspicion
+from ngf.exposure import RADIUS, TRIED, Suspicion, windows
+from ngf.fisher.moments import displacement_moments
 from ngf.fisher.natural import Rule
+from ngf.mixtures import Mixtures
 from ngf.models import batch_norms, head, norm_layers
 from ngf.sieve import STRENGTHS, observe, sieve, sieve_against, sieve_within
 from ngf.training import Batches
@@ -31,6 +33,7 @@ SHORT = {
     "mixed": 64,
     "mixed_lead": 1.0,
     "answered": 0.0,
+    "window": 0.0,
     "waves": 0.0,
 }
 NO_SECOND = {"least_gap": 1.0}
@@ -234,15 +237,21 @@ def suspected(monkeypatch):
     """Put a finding in the place of the searches; returns what they were given, as it was."""
     given: dict = {}
 
-    def put(gap=1.0, left=1.0, target=1):
-        def suspect(fresh, sieved, strict, draw, **options):
+    def put(gap=1.0, left=1.0, target=1, in_windows=(0.0, 0)):
+        given["looks"] = []
+
+        def suspect(fresh, sieved, strict, draw, search, **options):
             models = (fresh, sieved, strict)
             given.update(models=copy.deepcopy(models), batches=list(draw(7, 3)), **options)
-            return Suspicion(gap, target, left, torch.full((3, 3, SIZE, SIZE), MOVE))
+            given["looks"].append(search)
+            moves_MCHW = torch.full((3, 3, SIZE, SIZE), MOVE)
+            if len(search) == TRIED:
+                return Suspicion(gap, target, left, moves_MCHW)
+            return Suspicion(in_windows[0], in_windows[1], left, moves_MCHW, as_found=True)
 
-        def led_to(model, target, draw, **options):
-            given.update(drawn=copy.deepcopy(model), target=target, moves=options)
-            return torch.full((options["moves"], 3, SIZE, SIZE), MOVE)
+        def led_to(model, target, draw, search, **options):
+            given.update(drawn=copy.deepcopy(model), target=target, wanted=search, moves=options)
+            return torch.full((len(search), 3, SIZE, SIZE), MOVE)
 
         monkeypatch.setattr(ngf, "suspect", suspect)
         monkeypatch.setattr(ngf, "led_to", led_to)
@@ -316,9 +325,13 @@ def test_the_searches_get_their_steps_and_numbers(run, suspected):
     given = suspected(target=2)
     run(moves=3, search=5, radius=0.02)
     assert [len(y_N) for _, y_N in given["batches"]] == [7, 7, 7]
-    assert (given["steps"], given["size"]) == (5, ngf.PER * TRIED)
+    (look,) = given["looks"]
+    assert (look.radius, look.each) == (RADIUS, ngf.PER)
+    assert (given["steps"], given["most"]) == (5, ngf.IN_A_STEP // SIZE**2)
     assert given["target"] == 2
-    assert given["moves"] == {"moves": 3, "radius": 0.02, "steps": 5, "size": 3 * ngf.PER}
+    assert given["moves"] == {"steps": 5, "most": given["most"]}
+    wanted = given["wanted"]
+    assert (len(wanted), wanted.radius, wanted.each) == (3, 0.02, ngf.PER)
     assert same(given["drawn"], given["models"][1])
 
 
@@ -393,19 +406,19 @@ def test_the_second_sieve_goes_against_the_moved_images(run, suspected, monkeypa
     suspected()
     got = []
 
-    def against(model, seen, moved_NCHW, **numbers):
-        got.append((copy.deepcopy(model), seen, moved_NCHW, numbers))
-        return sieve_against(model, seen, moved_NCHW, **numbers)
+    def moments(model, x_NCHW, moved_NCHW):
+        got.append((copy.deepcopy(model), x_NCHW, moved_NCHW))
+        return displacement_moments(model, x_NCHW, moved_NCHW)
 
-    monkeypatch.setattr(ngf, "sieve_against", against)
+    monkeypatch.setattr(ngf, "displacement_moments", moments)
     purified = run(steps=0, firm=0.3, reach=2.0)
-    ((model, seen, moved_NCHW, numbers),) = got
-    assert numbers == {"weak": ngf.SLIGHT, "firm": 0.3}
-    assert torch.equal(seen.x_NCHW, first_images(clean, 1)[0])
-    length_N = (moved_NCHW - seen.x_NCHW).mean((1, 2, 3)) / MOVE
+    ((model, x_NCHW, moved_NCHW),) = got
+    assert torch.equal(x_NCHW, first_images(clean, 1)[0])
+    length_N = (moved_NCHW - x_NCHW).mean((1, 2, 3)) / MOVE
     assert length_N.min() < 0.4
     assert 1.6 < length_N.max() < 2.0001
-    sieve_against(model, seen, moved_NCHW, **numbers)
+    added = displacement_moments(model, x_NCHW, moved_NCHW)
+    sieve_against(model, observed(clean, 1), added, weak=ngf.SLIGHT, firm=0.3)
     assert same(purified.model, model)
 
 
@@ -481,6 +494,43 @@ def test_trust_is_in_the_victim_and_not_in_the_sieved_model(run, displays):
         assert (p_NK - answers(purified.model, x_NCHW)).abs().max() > 0.01
 
 
+# Windows --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gap", "window", "looks"), [(0.5, 0.03, 1), (0.49, 0.03, 2), (0.0, 0.0, 1)]
+)
+def test_windows_are_searched_where_nothing_is_suspected(run, suspected, gap, window, looks):
+    given = suspected(gap=gap)
+    run(window=window, least_gap=0.5, steps=0)
+    assert len(given["looks"]) == looks
+    if looks == 2:
+        expected, got = windows(SIZE, SIZE, window), given["looks"][1]
+        assert torch.equal(got.mask_M1HW, expected.mask_M1HW)
+        assert (got.radius, got.each) == (window, expected.each)
+
+
+def test_what_windows_show_stands_for_the_backdoor(run, suspected, rippled, displays):
+    """No displacement is searched for in its place, and no wave is tried."""
+    given = suspected(gap=0.1, left=0.5, in_windows=(1.0, 2))
+    waves = rippled()
+    numbers = {"window": 0.1, "waves": 0.1, "least_gap": 0.5, "firm": 0.16, "mild": 0.01}
+    notes = run(**numbers, share=1.0, reach=2.0, steps=12).notes
+    assert not waves
+    assert "target" not in given
+    assert (notes["gap"], notes["suspected_target"]) == (1.0, 2)
+    assert notes["firmness"] == pytest.approx(0.16 * 0.5**1.5)
+    check_moved(displays, 2.0, BATCH // 2)
+
+
+def test_where_no_look_shows_enough_the_furthest_counts(run, suspected, rippled):
+    suspected(gap=0.1, in_windows=(0.3, 2))
+    waves = rippled(gap=0.2)
+    notes = run(window=0.1, waves=0.1, least_gap=0.5, steps=0).notes
+    assert len(waves) == 1
+    assert (notes["gap"], notes["suspected"], notes["firmness"]) == (0.3, 0, 0)
+
+
 # Waves ----------------------------------------------------------------------------------------
 
 
@@ -493,7 +543,7 @@ def rippled(monkeypatch):
         def strongest(shown, sieved, **numbers):
             given.append((shown, copy.deepcopy(sieved), numbers))
             moves_MCHW = torch.full((1, 1, SIZE, SIZE), MOVE)
-            return Suspicion(gap, target, left, moves_MCHW, by_wave=True)
+            return Suspicion(gap, target, left, moves_MCHW, as_found=True)
 
         monkeypatch.setattr(ngf, "strongest", strongest)
         return given
@@ -545,6 +595,74 @@ def test_what_waves_show_stands_for_the_backdoor(run, suspected, rippled, displa
     check_moved(displays, 2.0, BATCH // 2)
 
 
+# Mixtures -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def leading(monkeypatch):
+    """Let a class draw mixtures by so much more than the next; returns what joining added."""
+    given: list = []
+
+    def put(lead=0.5, third=1):
+        real = Mixtures.added
+
+        def added(self, model, count):
+            given.append((copy.deepcopy(model), count, real(self, model, count)))
+            return given[-1][2]
+
+        monkeypatch.setattr(Mixtures, "lead", lead)
+        monkeypatch.setattr(Mixtures, "third", third)
+        monkeypatch.setattr(Mixtures, "added", added)
+        return given
+
+    return put
+
+
+DRAWN = {"mixed_lead": 0.5, "mixed_firm": 0.2, "mixed_longer": 2.0, "answered": 1.0}
+
+
+def test_where_a_class_draws_mixtures_what_joining_adds_is_sieved_too(run, leading, clean):
+    given = leading()
+    purified = run(**DRAWN, **NO_SECOND, steps=0)
+    ((model, count, added),) = given
+    assert count == ngf.JOINED
+    assert not same(purified.model, model)
+    sieve_against(model, observed(clean, 1), added, weak=ngf.SLIGHT, firm=0.2)
+    assert same(purified.model, model)
+
+
+@pytest.mark.parametrize("firm", [0.0, 0.2])
+def test_hard_mixtures_are_shown_and_for_longer(run, leading, displays, firm):
+    given = leading()
+    run(**DRAWN | {"mixed_firm": firm}, **NO_SECOND)
+    assert len(given) == (firm > 0)
+    assert len(displays["shown"]) == 2 * SHORT["steps"]
+    for (x_NCHW, _), (shown_NCHW, p_NK) in displays["shown"]:
+        assert torch.equal(shown_NCHW[:BATCH], x_NCHW)
+        assert len(shown_NCHW) == len(p_NK) == 2 * BATCH
+
+
+@pytest.mark.parametrize(
+    ("lead", "third", "gap", "sieved"),
+    [
+        (0.5, 1, 0.0, True),
+        (0.49, 1, 0.0, False),  # no class draws them
+        (0.5, 1, 0.8, False),  # it is suspected already, without doubt
+        (0.5, 1, 0.7, True),
+        (0.5, 2, 0.8, True),
+        (0.5, -1, 0.0, False),
+    ],
+)
+def test_mixtures_count_where_they_lead_to_what_is_not_known(
+    run, suspected, leading, displays, lead, third, gap, sieved
+):
+    suspected(gap=gap, target=1)
+    given = leading(lead, third)
+    run(**DRAWN, least_gap=0.5, sure_gap=0.8)
+    assert len(given) == sieved
+    assert len(displays["shown"]) == (2 if sieved else 1) * SHORT["steps"]
+
+
 # Large images -----------------------------------------------------------------------------------
 
 
@@ -556,7 +674,7 @@ def test_large_images_are_seen_by_fewer_at_a_time(run, suspected, monkeypatch):
     monkeypatch.setattr(ngf, "observe", lambda *args: kept.append(args[1]) or observe(*args))
     run(views=2)
     assert [len(x_NCHW) for x_NCHW in kept] == [2 * BATCH]
-    assert given["size"] == given["moves"]["size"] == TRIED + 1
+    assert given["most"] == given["moves"]["most"] == TRIED + 1
 
 
 # Mixtures -------------------------------------------------------------------------------------

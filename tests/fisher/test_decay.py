@@ -17,6 +17,8 @@ from ngf.fisher.moments import (
     filtered_layers,
     input_moment,
     input_moments,
+    join,
+    joining_moments,
 )
 from ngf.models import head
 
@@ -459,6 +461,75 @@ def test_finding_a_displacement_changes_nothing():
     assert not any(part.training or part._forward_pre_hooks for part in model.modules())
     with pytest.raises(RuntimeError):
         displacement_moments(model, x[:, :2], moved[:, :2])
+    assert not any(part._forward_pre_hooks for part in model.modules())
+
+
+# What joining adds ----------------------------------------------------------------------------
+
+
+def joining(count: int = 9) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    one, two = torch.rand(2, count, 3, 8, 7, generator=torch.Generator().manual_seed(2))
+    return one, two, torch.arange(count) % 2
+
+
+def test_a_joined_image_is_the_left_or_upper_half_of_one_and_the_rest_of_the_other():
+    one, two, upright_N = joining()
+    both = join(one, two, upright_N)
+    for upright, a, b, c in zip(upright_N, one, two, both, strict=True):
+        if upright:
+            assert torch.equal(c, torch.cat([a[:, :4], b[:, 4:]], 1))
+        else:
+            assert torch.equal(c, torch.cat([a[:, :, :3], b[:, :, 3:]], 2))
+
+
+def test_joining_moments_are_those_of_what_joining_adds():
+    """By the definition: a pass of each image, and one of the joined one."""
+    model, (one, two, upright_N) = mixed(), joining()
+    seen: dict = {name: [] for name in filtered_layers(model)}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, args, name=name: seen[name].append(args[0]))
+        for name, layer in filtered_layers(model).items()
+    ]
+    with torch.no_grad():
+        for x in (one, two, join(one, two, upright_N)):
+            model(x)
+    for hook in hooks:
+        hook.remove()
+    got = joining_moments(model, one, two, upright_N)
+    assert got.keys() == seen.keys()
+    for name, (a, b, both) in seen.items():
+        apart = join(a, b, upright_N) if a.ndim == 4 else (a + b) / 2
+        expected = input_moment(model.get_submodule(name), both - apart)
+        torch.testing.assert_close(got[name], expected, **CLOSE)
+    assert got["0"].abs().max() == 0  # the first layer sees pixels: nothing is added to them
+    assert got["3"].abs().max() > 1e-5
+    assert got["6"].abs().max() > 1e-5
+
+
+def test_of_tokens_the_nearer_image_counts():
+    class Tokens(nn.Module):
+        """Each row of the image is a token, whose mean is what the hidden layer sees."""
+
+        def __init__(self):
+            super().__init__()
+            self.hidden, self.head = nn.Linear(7, 4), nn.Linear(4, 3)
+
+        def forward(self, x_NCHW):
+            return self.head(self.hidden(x_NCHW.mean(1)).mean(1))
+
+    model = Tokens().eval()
+    one, two, _ = joining()
+    got = joining_moments(model, one, two, torch.ones(len(one)))
+    assert got["hidden"].abs().max() == 0  # every row is of one of the two
+    assert joining_moments(model, one, two, torch.zeros(len(one)))["hidden"].abs().max() > 0
+
+
+def test_joining_an_image_with_itself_adds_nothing_and_changes_nothing():
+    model, (one, _, upright_N) = mixed(), joining()
+    before = state(model)
+    for d_GII in joining_moments(model, one, one, upright_N).values():
+        assert d_GII.abs().max() < 1e-12
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert not any(part._forward_pre_hooks for part in model.modules())
 
 

@@ -5,8 +5,9 @@ defense uses the paper's means in four moves:
 
 1. Sieve. Closed filters let through only what clean images use, as strongly as the loss on them
    allows. A copy is filtered without that care.
-2. Suspect. Find displacements that lead the model astray, and not its copy, by gradients and,
-   where these show nothing, by waves.
+2. Suspect. Find displacements that lead the model astray, and not its copy: by gradients over the
+   whole image and, where these show nothing, in windows of it, then by waves. Ask which class
+   mixtures of two clean images are drawn to that is neither's.
 3. Sieve again, against what leads it astray.
 4. Recover. Natural gradient on batch norms and head, with the Fisher-weighted anchor, on clean
    images, on some of them under what was found, and on mixtures of two clean images: as the victim
@@ -22,13 +23,14 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ngf import params
 from ngf.defenses import Clean, Purified
 from ngf.device import autocast
-from ngf.exposure import TRIED, Draw, Suspicion, led_to, suspect
+from ngf.exposure import TRIED, Search, Suspicion, everywhere, led_to, suspect, windows
+from ngf.fisher.moments import displacement_moments
 from ngf.fisher.natural import Rule, Show, descend
 from ngf.mixtures import Mixtures
 from ngf.models import Classifier
@@ -38,11 +40,13 @@ from ngf.training import Batch, Batches
 from ngf.waves import Shown, strongest
 
 Move = Callable[[Tensor], Tensor]  # displaces images [N, C, H, W]
+Look = Callable[[], Suspicion]
 More = Callable[[Batch], Batch]  # what is shown beside a batch; answers are probabilities
 
 AT_ONCE = 2**24  # pixels of the images that the sieves see: what a layer holds must fit in memory
 IN_A_STEP = 2**21  # and of those that a step of the search sees
-PER = 8  # images of a step under each displacement
+PER = 8  # images of a step under each displacement of the whole image
+JOINED = 768  # mixtures that the sieve sees
 EASE = 1.5  # power of what is left: little of it asks for less than in proportion
 SLIGHT = 0.003  # lambda beside mu: keeps the second sieve's inverse well-posed
 
@@ -60,6 +64,7 @@ def purify(
     sure_gap: float,
     firm: float,
     mild: float,
+    window: float,
     waves: float,
     moves: int,
     radius: float,
@@ -69,6 +74,7 @@ def purify(
     views: int,
     mixed: int,
     mixed_lead: float,
+    mixed_firm: float,
     mixed_longer: float,
     answered: float,
     steps: int,
@@ -94,20 +100,23 @@ def purify(
             first sieve's model as far astray (`Suspicion.left` 1); and the least that it is where
             there is doubt, or less is left (in proportion to the product of both to the power of
             EASE). 0 for both leaves the second sieve out.
-        waves: root mean square of the waves that are tried where nothing is suspected, see
-            `ngf.waves`; 0 tries none. Their gap counts as that of displacements does.
+        window: largest root mean square, over the whole image, of the displacements in windows that
+            are searched where nothing is suspected yet, see `ngf.exposure`; 0 searches none.
+        waves: root mean square of the waves that are tried where nothing is suspected still, see
+            `ngf.waves`; 0 tries none. All gaps count alike.
         moves, radius: how many displacements to the suspected class stand for its backdoor, and
-            their largest root mean square, in pixel values of [0, 1]. Those that were found first
-            do where they lead to no one class.
+            their largest root mean square, in pixel values of [0, 1]. What was found does, where it
+            leads to no one class, in windows and of waves.
         reach: images are moved by up to `reach` times such a displacement.
         share: of a batch's images, shown a second time when moved, in the last move; times that
             product.
         trust: weight of the victim's answer to the clean image beside the label, in [0, 1].
         views: augmented passes over the clean split for the sieve and for the Fisher.
         mixed: pairs of clean images that are mixed and shown to the victim.
-        mixed_lead: from which `Mixtures.lead` on the last move shows as many of the hard ones as
-            clean images, and makes mixed_longer times the steps; not where their third class is
-            the one that is suspected without doubt already.
+        mixed_lead: from which `Mixtures.lead` on the model is sieved against what joining adds, mu
+            being mixed_firm, and the last move shows as many of the hard ones as clean images, and
+            makes mixed_longer times the steps; not where their third class is the one that is
+            suspected without doubt already.
         answered: below that lead, mixtures shown for each clean image, as the victim answers them.
         steps, batch_size: natural-gradient steps and the clean images of each.
         layers, fisher, lr, eta, damping, damping_last: see `ngf.fisher.natural.Rule`.
@@ -120,10 +129,11 @@ def purify(
     one class draws mixtures of two others more than the next (`Mixtures.lead`).
     """
     params.at_least(1, views=views, moves=moves, search=search, mixed=mixed)
-    params.at_least(0, mixed_longer=mixed_longer, answered=answered)
+    params.at_least(0, mixed_firm=mixed_firm, mixed_longer=mixed_longer, answered=answered)
     params.within("mixed_lead", mixed_lead, 0, 1)
     params.at_least(0, steps=steps, weak=weak, damp=damp, budget=budget, strong=strong, reach=reach)
     params.at_least(0, firm=firm, mild=mild)
+    params.within("window", window, 0, 1)
     params.within("waves", waves, 0, 1)
     params.within("radius", radius, 1e-6, 1)
     params.within("sure_gap", sure_gap, 1e-6, 1)
@@ -148,6 +158,7 @@ def purify(
     own = batches(batch_size)
     pixels = clean.x_NHWC[0, :, :, 0].numel()
     count = max(1, min(views * own.per_epoch, AT_ONCE // (own.size * pixels)))
+    most = max(1, IN_A_STEP // pixels)
     x_NCHW, y_N = map(torch.cat, zip(*track(own.take(count), "sieve", count), strict=True))
     target_NK = _answers(victim, (x_NCHW, y_N), trust)
     seen = observe(victim, x_NCHW, target_NK)
@@ -156,25 +167,37 @@ def purify(
     strict = copy.deepcopy(victim)
     sieve(strict, seen, weak=strong, damp=damp)
 
+    def astray(wanted: Search) -> Suspicion:
+        return suspect(victim, sieved, strict, draw, wanted, steps=search, most=most)
+
     pairs = Mixtures(victim, x_NCHW, y_N, target_NK, count=mixed, generator=own_chance)
-    asked = Shown(
-        victim, strict, x_NCHW, y_N, own_chance, max(TRIED, min(IN_A_STEP // pixels, PER * TRIED))
-    )
-    found = _exposed(asked, sieved, draw, search, waves, moves, least_gap)
+    asked = Shown(victim, strict, x_NCHW, y_N, own_chance, min(most, PER * TRIED))
+    looks: list[Look] = [lambda: astray(everywhere(PER))]
+    if window:
+        looks.append(lambda: astray(windows(x_NCHW.shape[2], x_NCHW.shape[3], window)))
+    if waves:
+        looks.append(lambda: strongest(asked, sieved, rms=waves, moves=moves))
+    found = _exposed(looks, least_gap)
     suspected = found.gap >= least_gap
     part = found.left * min(1.0, max(0.0, found.gap / sure_gap))
     firmness = max(mild, firm * part**EASE) if suspected else 0.0
     more: list[More] = []
     if firmness:
-        size = max(moves, min(IN_A_STEP // pixels, PER * moves))
-        moves_MCHW = _standing(found, sieved, draw, moves, radius, search, size)
+        moves_MCHW = found.moves_MCHW
+        if found.target >= 0 and not found.as_found:
+            wanted = everywhere(PER, moves=moves, radius=radius)
+            moves_MCHW = led_to(sieved, found.target, draw, wanted, steps=search, most=most)
         move = _mover(moves_MCHW, reach, generator)
-        sieve_against(model, seen, move(x_NCHW), weak=SLIGHT, firm=firmness)
+        added = displacement_moments(model, x_NCHW, move(x_NCHW))
+        sieve_against(model, seen, added, weak=SLIGHT, firm=firmness)
         more.append(_moved(move, part * share))
     if pairs.third < 0 or pairs.lead < mixed_lead:
-        most = max(own.size, IN_A_STEP // pixels)
-        more.append(_answered(pairs, victim, min(most, round(answered * own.size))))
+        size = min(max(own.size, most), round(answered * own.size))
+        more.append(_answered(pairs, victim, size))
     elif not (suspected and found.gap >= sure_gap and found.target == pairs.third):
+        if mixed_firm:
+            added = pairs.added(model, max(1, min(JOINED, AT_ONCE // (3 * pixels))))
+            sieve_against(model, seen, added, weak=SLIGHT, firm=mixed_firm)
         steps = round(mixed_longer * steps)
         more.append(lambda batch: pairs.hard(len(batch[1])))
     show = _shown(victim, trust, more)
@@ -191,37 +214,14 @@ def purify(
     return Purified(model, tuned, steps, notes)
 
 
-def _exposed(
-    asked: Shown,
-    sieved: nn.Module,
-    draw: Draw,
-    search: int,
-    waves: float,
-    moves: int,
-    least_gap: float,
-) -> Suspicion:
-    """What displacements show or, where they show too little, what waves do."""
-    victim, strict = asked.victim, asked.copy
-    found = suspect(victim, sieved, strict, draw, steps=search, size=asked.size)
-    if not waves or found.gap >= least_gap:
-        return found
-    ripple = strongest(asked, sieved, rms=waves, moves=moves)
-    return max(found, ripple, key=lambda one: one.gap)
-
-
-def _standing(
-    found: Suspicion,
-    sieved: nn.Module,
-    draw: Draw,
-    moves: int,
-    radius: float,
-    search: int,
-    size: int,
-) -> Tensor:
-    """The displacements that stand for the backdoor in what follows."""
-    if found.target < 0 or found.by_wave:
-        return found.moves_MCHW
-    return led_to(sieved, found.target, draw, moves=moves, radius=radius, steps=search, size=size)
+def _exposed(looks: Sequence[Look], least_gap: float) -> Suspicion:
+    """What the first look shows that shows enough; where none does, the one that shows most."""
+    found = []
+    for look in looks:
+        found.append(look())
+        if found[-1].gap >= least_gap:
+            break
+    return max(found, key=lambda one: one.gap)
 
 
 def _mover(moves_MCHW: Tensor, reach: float, generator: torch.Generator) -> Move:

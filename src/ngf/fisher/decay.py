@@ -12,7 +12,8 @@ a backdoor listens. The output factor is left out: weighted by it the step spare
 whose outputs matter to the loss as much as any other's (docs/method.md).
 
 Where it is known what shall not pass, the noise need not be white. With D the second moment of what
-a displacement of the images adds to the layer's inputs, the penalty mu tr W D W^T makes it
+a displacement of the images, or their joining, adds to the layer's inputs, the penalty
+mu tr W D W^T makes it
 
     W = W0 A (A + lambda I + mu D)^-1
 """
@@ -32,7 +33,7 @@ def decay(
     model: nn.Module,
     moments: Mapping[str, Tensor],
     strength: float,
-    displaced: Mapping[str, Tensor] | None = None,
+    added: Mapping[str, Tensor] | None = None,
     firm: float = 0.0,
 ) -> None:
     """W <- W A (A + lambda I + mu D)^-1 in place, for every layer that has a moment.
@@ -40,12 +41,12 @@ def decay(
     Args:
         moments: from `input_moments`, {layer's name: A [groups, I, I]}.
         strength: lambda in units of A's mean eigenvalue, above 0.
-        displaced: from `displacement_moments`, D; none of it by default. firm: mu.
+        added: from `displacement_moments` or `joining_moments`, D; none of it by default. firm: mu.
     """
     for name, moment_GII in moments.items():
         layer = model.get_submodule(name)
         assert isinstance(layer, Layer)
-        _shrink(layer, moment_GII, strength, None if displaced is None else firm * displaced[name])
+        _shrink(layer, moment_GII, strength, None if added is None else firm * added[name])
 
 
 def _shrink(layer: Layer, a_GII: Tensor, strength: float, noise_GII: Tensor | None) -> None:

@@ -55,6 +55,51 @@ def displacement_moments(model: nn.Module, x_NCHW: Tensor, moved_NCHW: Tensor) -
     return found
 
 
+@torch.no_grad()
+def joining_moments(
+    model: nn.Module, one_NCHW: Tensor, two_NCHW: Tensor, upright_N: Tensor
+) -> dict[str, Tensor]:
+    """D of every layer but the head: the moments of what joining two halves adds to its inputs.
+
+    That is what the layer sees of the joined image beyond the joined halves of what it sees of the
+    two. Where it sees no halves: of one position beyond the mean of both, of a token beyond what it
+    sees in the image that is nearer.
+
+    Args:
+        upright_N: see `join`.
+    """
+    found: dict[str, Tensor] = {}
+
+    def look(name: str, layer: Layer, u: Tensor) -> None:
+        one, two, both = u.float().chunk(3)
+        found[name] = input_moment(layer, both - _apart(one, two, both, upright_N))
+
+    both_NCHW = join(one_NCHW, two_NCHW, upright_N)
+    with at_inputs(filtered_layers(model), look), autocast(one_NCHW.device):
+        model(torch.cat([one_NCHW, two_NCHW, both_NCHW]))
+    return found
+
+
+def _apart(one: Tensor, two: Tensor, both: Tensor, upright_N: Tensor) -> Tensor:
+    """What a layer would see of the joined image if joining added nothing."""
+    if one.ndim == 4 and min(one.shape[2:]) > 1:
+        return join(one, two, upright_N)
+    if one.ndim == 3:
+        far_one, far_two = ((both - u).square().sum(2, keepdim=True) for u in (one, two))
+        return torch.where(far_one <= far_two, one, two)
+    return (one + two) / 2
+
+
+def join(one_NCHW: Tensor, two_NCHW: Tensor, upright_N: Tensor) -> Tensor:
+    """The left half of the first and the right one of the second or, where upright, the upper and
+    the lower one."""
+    height, width = one_NCHW.shape[2:]
+    half_2HW = torch.zeros(2, height, width, dtype=torch.bool, device=one_NCHW.device)
+    half_2HW[0, :, : width // 2] = True
+    half_2HW[1, : height // 2] = True
+    return torch.where(half_2HW[upright_N.long(), None], one_NCHW, two_NCHW)
+
+
 def filtered_layers(model: nn.Module) -> dict[str, Layer]:
     """Convolutions and linear layers but the head and those wider than WIDEST, by name."""
     last = head(model)
