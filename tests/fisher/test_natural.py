@@ -84,6 +84,22 @@ def test_step_minimises_the_quadratic_model_along_its_direction(tiny_reach):
     assert modelled(1) < min(modelled(0.99), modelled(1.01))
 
 
+@pytest.mark.parametrize(("count", "every"), [(63, 1), (127, 1), (128, 2), (200, 3)])
+def test_images_evenly_picked_measure_the_length_of_a_large_step(tiny_reach, count, every):
+    """At least MEASURED of them; the first ones of a batch are not like the last ones."""
+    assert natural.MEASURED == 64
+    model = tiny_model().double()
+    x_NCHW = torch.rand(count, 3, SIZE, SIZE, dtype=torch.float64)
+    gradient = {name: torch.randn_like(p) for name, p in tuned_parameters(model).items()}
+    one, none = (
+        {name: fill(v) for name, v in gradient.items()}
+        for fill in (torch.ones_like, torch.zeros_like)
+    )
+    move = flatten(natural._step(model, x_NCHW, gradient, one, none))
+    length = flatten(gradient) @ flatten(gradient) / fisher_along(model, x_NCHW[::every], gradient)
+    torch.testing.assert_close(move, length * flatten(gradient))
+
+
 def tune(model, monkeypatch, **rule):
     monkeypatch.setattr(device, "native_bf16", lambda where: False)
     x_NHWC = torch.randint(0, 256, (24, SIZE, SIZE, 3), dtype=torch.uint8)

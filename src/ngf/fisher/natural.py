@@ -11,8 +11,9 @@ The anchor's curvature eta F stands inside the inverse; left out, the step diver
 takes parameters for independent: where a thousand of them move the logits together it is wrong by
 a factor of a thousand, and the plain step diverges too. So the diagonal only gives the direction,
 and the length `a` comes from the exact Fisher F* along it (the rescaling of Martens & Grosse 2015,
-arXiv 1503.05671, section 6.4). With that, lr in (0, 1] means the same on every network. Where a
-model is sure and wrong, F* vanishes and says nothing: no step is longer than RADIUS allows.
+arXiv 1503.05671, section 6.4), on some of the batch's images. With that, lr in (0, 1] means the
+same on every network. Where a model is sure and wrong, F* vanishes and says nothing: no step is
+longer than RADIUS allows.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from ngf.progress import track
 from ngf.training import Batch, Batches
 
 RADIUS = 0.1  # of the tuned parameters' norm: the longest step
+MEASURED = 64  # images of a step, at least, on which F* is taken: its length needs no more
 
 # Shows a batch to the model in another way, for example doubled and perturbed, inside a block.
 Show = Callable[[Batch], contextlib.AbstractContextManager[Batch]]
@@ -132,7 +134,8 @@ def _step(
     direction = {name: gradient[name] / (fisher[name] + held[name]) for name in gradient}
     slope = dot(gradient, direction)
     own = dot({name: held[name] * v for name, v in direction.items()}, direction)
-    length = slope / (fisher_along(model, x_NCHW, direction) + own)
+    some_NCHW = x_NCHW[:: max(1, len(x_NCHW) // MEASURED)]
+    length = slope / (fisher_along(model, some_NCHW, direction) + own)
     return {name: length * v for name, v in direction.items()}
 
 
