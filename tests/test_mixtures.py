@@ -1,5 +1,7 @@
 """Mixtures: what they are made of, what they are measured by, which of them are drawn again."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -32,13 +34,17 @@ def present(x_NCHW) -> torch.Tensor:
 
 
 class Composite(nn.Module):
-    """Sees what is there, and the last class where the first two meet."""
+    """Sees what is there, and the last class where the first two meet, by such a logit."""
+
+    def __init__(self, drawn=20.0):
+        super().__init__()
+        self.drawn = drawn
 
     def forward(self, x_NCHW):
         here_NK = present(x_NCHW)
         logits_NK = 20.0 * here_NK
         both_N = here_NK[:, 0] & here_NK[:, 1]
-        logits_NK[both_N] = torch.tensor([0.0, 0, 0, 20])
+        logits_NK[both_N] = torch.tensor([0.0, 0, 0, self.drawn])
         return logits_NK
 
 
@@ -47,11 +53,13 @@ class Honest(nn.Module):
         return x_NCHW.new_zeros(len(x_NCHW), CLASSES)
 
 
-def mixed(model, count=400, seed=0, pick=slice(None)) -> Mixtures:
+def mixed(model, count=400, seed=0, pick=slice(None), copy=None) -> Mixtures:
     x_NCHW, y_N = images()
     x_NCHW, y_N = x_NCHW[pick], y_N[pick]
     generator = torch.Generator().manual_seed(seed)
-    return Mixtures(model, x_NCHW, y_N, answers(y_N), count=count, generator=generator)
+    answer_NK = answers(y_N)
+    copy = copy or Honest()
+    return Mixtures(model, copy, x_NCHW, y_N, answer_NK, count=count, generator=generator)
 
 
 def halves(x_CHW) -> tuple[float, float]:
@@ -102,7 +110,26 @@ def test_a_third_class_is_one_that_is_not_there():
 def test_a_class_leads_where_two_others_mean_it():
     assert mixed(Honest()).lead < 0.1
     assert mixed(Composite()).lead > 0.9
-    assert mixed(Composite()).third == CLASSES - 1
+    assert mixed(Composite()).drawn_to(0.9, 1.0) == CLASSES - 1
+    assert mixed(Composite()).drawn_to(1.1, 1.0) == mixed(Honest()).drawn_to(0.5, 0.5) == -1
+
+
+@pytest.mark.parametrize(("copy", "gap"), [(20.0, 0.0), (math.log(3), 0.5), (0.0, 0.75)])
+def test_two_classes_meet_where_the_copy_is_drawn_less(copy, gap):
+    """By how much less; logits of 0 to all give each a fourth, of log 3 to one a half of all."""
+    met = mixed(Composite(), copy=Composite(copy)).met
+    assert met.gap == pytest.approx(gap, abs=1e-3)
+    if gap:
+        assert met.third == CLASSES - 1
+        assert mixed(Composite(), copy=Composite(copy)).drawn_to(1.1, gap - 0.01) == CLASSES - 1
+    assert mixed(Composite(), copy=Composite(copy)).drawn_to(1.1, gap + 0.01) == -1
+
+
+def test_few_mixtures_of_a_pair_are_looked_at_again():
+    """A pair of which one mixture was tried is judged by new ones."""
+    pairs = mixed(Composite(), count=6, seed=1)
+    assert pairs.third_MK[:, -1].max() > 0.99  # one of them is of the first two classes
+    assert pairs.met.gap == pytest.approx(0.75, abs=0.01)
 
 
 def test_a_tiny_draw_is_no_lead():
@@ -151,8 +178,10 @@ def test_of_one_class_nothing_is_joined():
 
 def test_two_classes_have_no_third():
     y_N = torch.tensor([0, 1])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, 2))
     pairs = Mixtures(
-        nn.Sequential(nn.Flatten(), nn.Linear(3 * SIDE**2, 2)),
+        model,
+        model,
         torch.rand(2, 3, SIDE, SIDE),
         y_N,
         nn.functional.one_hot(y_N, 2).float(),
@@ -160,7 +189,8 @@ def test_two_classes_have_no_third():
         generator=torch.Generator().manual_seed(0),
     )
     assert pairs.lead == 0
-    assert pairs.third == -1
+    assert pairs.met.gap == 0
+    assert pairs.drawn_to(0.0, 0.1) == -1
 
 
 def test_the_same_seed_gives_the_same_mixtures():

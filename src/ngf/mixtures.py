@@ -4,14 +4,17 @@ A composite backdoor (Lin et al. 2020, "Composite Backdoor Attack") opens where 
 one image: it is made of what clean images use, so nothing that filters clean images' features
 finds it. But the clean images themselves show it, cut and joined at random as in CutMix (Yun et
 al. 2019, arXiv 1905.04899): a model should see the two classes that are there. Where it sees a
-third one again and again, it is drawn to that class. Then it has to learn those mixtures (`hard`),
-and what joining adds to what a layer sees of the two is what shall not pass the sieve (`added`).
-Where no class draws them, the victim's answers to them say what it knows (`joined`).
+third one again and again, it is drawn to that class: over all mixtures, where that class lies far
+ahead of the next, or over those of two classes, where a sieved copy is drawn much less. Then it
+has to learn those mixtures (`hard`), and what joining adds to what a layer sees of the two is what
+shall not pass the sieve (`added`). Where no class draws them, the victim's answers to them say
+what it knows (`joined`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +25,31 @@ from ngf.training import Batch
 
 CHUNK = 512  # mixtures in one forward pass
 LITTLE = 0.02  # a draw below it is nobody's
+AGAIN, EACH = 16, 64  # pairs of classes that are looked at again, and new mixtures of each
+
+
+@dataclass(frozen=True)
+class Met:
+    """Two classes whose mixtures a third one draws: how much further than in the copy, [-1, 1]."""
+
+    gap: float = 0.0
+    third: int = -1
 
 
 class Mixtures:
     """Mixtures of the images that were given, and what a model makes of them.
 
     Args:
-        model: in evaluation mode; asked once. answer_NK: what should be answered to each image.
+        model, copy: in evaluation mode. answer_NK: what should be answered to each image.
         count: pairs that are tried, of two classes each.
+
+    `met`: the two classes whose mixtures are drawn furthest.
     """
 
     def __init__(
         self,
         model: nn.Module,
+        copy: nn.Module,
         x_NCHW: Tensor,
         y_N: Tensor,
         answer_NK: Tensor,
@@ -54,6 +69,7 @@ class Mixtures:
         two_M = self._strangers(self.y_N[one_M])
         self.pair_2M = self.y_N[torch.stack([one_M, two_M])]
         self.third_MK = self._third(model, one_M, two_M)
+        self.met = self._met(model, copy) if self.third_MK.any() else Met()
 
     @property
     def lead(self) -> float:
@@ -67,10 +83,13 @@ class Mixtures:
         first, second = self.third_MK.mean(0).topk(2).values
         return ((first - second) / first.clamp_min(LITTLE)).item()
 
-    @property
-    def third(self) -> int:
-        """The class that draws them most; -1 where nothing is drawn anywhere."""
-        return int(self.third_MK.mean(0).argmax()) if self.third_MK.any() else -1
+    def drawn_to(self, lead: float, gap: float) -> int:
+        """The class that draws those of two classes by that gap, or all by that lead; else -1."""
+        if self.met.gap >= gap:
+            return self.met.third
+        if self.third_MK.any() and self.lead >= lead:
+            return int(self.third_MK.mean(0).argmax())
+        return -1
 
     def hard(self, count: int) -> Batch:
         """`count` new mixtures and their answers, half of the answer to either image.
@@ -95,6 +114,25 @@ class Mixtures:
         one_N = self._whole(len(self.y_N), count)
         return self._joined(one_N, self._strangers(self.y_N[one_N]))
 
+    def _met(self, model: nn.Module, copy: nn.Module) -> Met:
+        """The pair with the largest gap, of those that were drawn furthest, by new mixtures."""
+        pair_2P, which_M = self.pair_2M.sort(0).values.unique(dim=1, return_inverse=True)
+        total_PK = self.third_MK.new_zeros(pair_2P.shape[1], self.third_MK.shape[1])
+        total_PK.index_add_(0, which_M, self.third_MK)
+        drawn_P, third_P = (total_PK / (1 + torch.bincount(which_M))[:, None]).max(1)
+        top_T = drawn_P.topk(min(AGAIN, len(drawn_P))).indices
+        one_N, two_N = map(self._members, pair_2P[:, top_T.repeat_interleave(EACH)])
+        third_T1 = third_P[top_T, None]
+        drawn_T, copy_T = (
+            self._third(net, one_N, two_N)
+            .unflatten(0, (-1, EACH))
+            .mean(1)
+            .gather(1, third_T1)[:, 0]
+            for net in (model, copy)
+        )
+        gap, best = (drawn_T - copy_T).max(0)
+        return Met(gap.item(), int(third_T1[best]))
+
     @torch.no_grad()
     def _third(self, model: nn.Module, one_M: Tensor, two_M: Tensor) -> Tensor:
         """Probabilities [M, K], those of the two classes that are there set to 0."""
@@ -106,7 +144,7 @@ class Mixtures:
                 for rows in zip(one_M.split(CHUNK), two_M.split(CHUNK), strict=True)
             ]
         third_MK = torch.cat(parts).float().softmax(1)
-        return third_MK.scatter_(1, self.pair_2M.T, 0)
+        return third_MK.scatter_(1, self.y_N[torch.stack([one_M, two_M], 1)], 0)
 
     def _hard(self, count: int) -> Iterable[Tensor]:
         """The two images of each."""

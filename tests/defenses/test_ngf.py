@@ -32,6 +32,7 @@ SHORT = {
     "least_gap": -1.0,
     "mixed": 64,
     "mixed_lead": 1.0,
+    "mixed_gap": 1.0,
     "answered": 0.0,
     "window": 0.0,
     "waves": 0.0,
@@ -360,7 +361,7 @@ def test_the_budget_holds_the_model_and_not_the_copy(run, suspected, budget, str
 @pytest.mark.parametrize("kind", ["batch", "group"])
 def test_notes_say_what_was_found_and_done(run, kind):
     notes = run(kind).notes
-    names = "strength evidence gap suspected suspected_target firmness mixed_lead"
+    names = "strength evidence gap suspected suspected_target firmness mixed_lead mixed_gap"
     assert notes.keys() == set(names.split())
     assert notes["strength"] in STRENGTHS
     assert notes["evidence"] > 0 if kind == "batch" else notes["evidence"] == 0
@@ -368,6 +369,7 @@ def test_notes_say_what_was_found_and_done(run, kind):
     assert notes["suspected_target"] in range(-1, CLASSES)
     assert notes["firmness"] > 0
     assert 0 <= notes["mixed_lead"] <= 1
+    assert -1 <= notes["mixed_gap"] <= 1
 
 
 @pytest.mark.parametrize(
@@ -595,6 +597,20 @@ def test_what_waves_show_stands_for_the_backdoor(run, suspected, rippled, displa
     check_moved(displays, 2.0, BATCH // 2)
 
 
+# Large images -----------------------------------------------------------------------------------
+
+
+def test_large_images_are_seen_by_fewer_at_a_time(run, suspected, monkeypatch):
+    given = suspected()
+    monkeypatch.setattr(ngf, "AT_ONCE", 2 * BATCH * SIZE**2)
+    monkeypatch.setattr(ngf, "IN_A_STEP", (TRIED + 1) * SIZE**2)
+    kept = []
+    monkeypatch.setattr(ngf, "observe", lambda *args: kept.append(args[1]) or observe(*args))
+    run(views=2)
+    assert [len(x_NCHW) for x_NCHW in kept] == [2 * BATCH]
+    assert given["most"] == given["moves"]["most"] == TRIED + 1
+
+
 # Mixtures -------------------------------------------------------------------------------------
 
 
@@ -606,19 +622,28 @@ def leading(monkeypatch):
     def put(lead=0.5, third=1):
         real = Mixtures.added
 
+        def drawn_to(self, least_lead, least_gap):
+            assert least_gap == 0.3
+            return third if lead >= least_lead else -1
+
         def added(self, model, count):
             given.append((copy.deepcopy(model), count, real(self, model, count)))
             return given[-1][2]
 
-        monkeypatch.setattr(Mixtures, "lead", lead)
-        monkeypatch.setattr(Mixtures, "third", third)
+        monkeypatch.setattr(Mixtures, "drawn_to", drawn_to)
         monkeypatch.setattr(Mixtures, "added", added)
         return given
 
     return put
 
 
-DRAWN = {"mixed_lead": 0.5, "mixed_firm": 0.2, "mixed_longer": 2.0, "answered": 1.0}
+DRAWN = {
+    "mixed_lead": 0.5,
+    "mixed_gap": 0.3,
+    "mixed_firm": 0.2,
+    "mixed_longer": 2.0,
+    "answered": 1.0,
+}
 
 
 def test_where_a_class_draws_mixtures_what_joining_adds_is_sieved_too(run, leading, clean):
@@ -663,34 +688,6 @@ def test_mixtures_count_where_they_lead_to_what_is_not_known(
     assert len(displays["shown"]) == (2 if sieved else 1) * SHORT["steps"]
 
 
-# Large images -----------------------------------------------------------------------------------
-
-
-def test_large_images_are_seen_by_fewer_at_a_time(run, suspected, monkeypatch):
-    given = suspected()
-    monkeypatch.setattr(ngf, "AT_ONCE", 2 * BATCH * SIZE**2)
-    monkeypatch.setattr(ngf, "IN_A_STEP", (TRIED + 1) * SIZE**2)
-    kept = []
-    monkeypatch.setattr(ngf, "observe", lambda *args: kept.append(args[1]) or observe(*args))
-    run(views=2)
-    assert [len(x_NCHW) for x_NCHW in kept] == [2 * BATCH]
-    assert given["most"] == given["moves"]["most"] == TRIED + 1
-
-
-# Mixtures -------------------------------------------------------------------------------------
-
-
-def test_mixtures_are_shown_beside_clean_images_where_a_class_leads(run, displays):
-    purified = run(mixed_lead=0.0, mixed_longer=2.0, **NO_SECOND)
-    assert purified.steps == 2 * SHORT["steps"] == len(displays["shown"])
-    assert 0 <= purified.notes["mixed_lead"] <= 1
-    for (x_NCHW, _), (shown_NCHW, p_NK) in displays["shown"]:
-        count = len(x_NCHW)
-        assert len(shown_NCHW) == len(p_NK) == 2 * count
-        assert torch.equal(shown_NCHW[:count], x_NCHW)
-        torch.testing.assert_close(p_NK.sum(1), torch.ones(2 * count))
-
-
 @pytest.mark.parametrize(("answered", "count"), [(0.0, 0), (0.5, BATCH // 2), (3.0, 3 * BATCH)])
 def test_without_a_leading_class_mixtures_are_shown_as_the_victim_answers_them(
     run, displays, answered, count
@@ -712,19 +709,6 @@ def test_of_large_images_no_more_mixtures_are_answered_than_clean_images(
     monkeypatch.setattr(ngf, "IN_A_STEP", 1)
     run(answered=3.0, search=1, **NO_SECOND)
     assert all(len(shown[0]) == 2 * BATCH for _, shown in displays["shown"])
-
-
-@pytest.mark.parametrize(
-    ("gap", "target", "times"),
-    [(0.9, 1, 1), (0.9, 0, 2), (0.4, 1, 2)],  # another class; a gap that leaves a doubt
-)
-def test_mixtures_that_a_found_backdoor_explains_are_not_shown(
-    run, suspected, displays, monkeypatch, gap, target, times
-):
-    monkeypatch.setattr(ngf.Mixtures, "third", 1)
-    suspected(gap, left=0.0, target=target)
-    run(mixed_lead=0.0, mixed_longer=1.0, sure_gap=0.5)
-    assert all(len(shown[0]) == times * BATCH for _, shown in displays["shown"])
 
 
 # How a batch is shown -------------------------------------------------------------------------

@@ -74,6 +74,7 @@ def purify(
     views: int,
     mixed: int,
     mixed_lead: float,
+    mixed_gap: float,
     mixed_firm: float,
     mixed_longer: float,
     answered: float,
@@ -113,11 +114,11 @@ def purify(
         trust: weight of the victim's answer to the clean image beside the label, in [0, 1].
         views: augmented passes over the clean split for the sieve and for the Fisher.
         mixed: pairs of clean images that are mixed and shown to the victim.
-        mixed_lead: from which `Mixtures.lead` on the model is sieved against what joining adds, mu
-            being mixed_firm, and the last move shows as many of the hard ones as clean images, and
-            makes mixed_longer times the steps; not where their third class is the one that is
-            suspected without doubt already.
-        answered: below that lead, mixtures shown for each clean image, as the victim answers them.
+        mixed_lead, mixed_gap: from which lead, or gap of two classes (`ngf.mixtures`), on the model
+            is sieved against what joining adds, mu being mixed_firm, and the last move shows as
+            many of the hard mixtures as clean images, and makes mixed_longer times the steps; not
+            where their third class is the one that is suspected without doubt already.
+        answered: below both, mixtures shown for each clean image, as the victim answers them.
         steps, batch_size: natural-gradient steps and the clean images of each.
         layers, fisher, lr, eta, damping, damping_last: see `ngf.fisher.natural.Rule`.
         shift: pixels of random translation in every view.
@@ -126,11 +127,13 @@ def purify(
     `ngf.sieve`); `gap`, how much further the model strays than its copy (see `ngf.exposure` and
     `ngf.waves`); `suspected`, 1 where that is too much; `suspected_target`, the class it is led to,
     or -1 where there is no one class; `firmness`, the mu that was taken; `mixed_lead`, by how much
-    one class draws mixtures of two others more than the next (`Mixtures.lead`).
+    one class draws mixtures of two others more than the next (`Mixtures.lead`); `mixed_gap`, by
+    how much further than in the copy it draws those of two classes (`Mixtures.met`).
     """
     params.at_least(1, views=views, moves=moves, search=search, mixed=mixed)
     params.at_least(0, mixed_firm=mixed_firm, mixed_longer=mixed_longer, answered=answered)
     params.within("mixed_lead", mixed_lead, 0, 1)
+    params.within("mixed_gap", mixed_gap, 0, 1)
     params.at_least(0, steps=steps, weak=weak, damp=damp, budget=budget, strong=strong, reach=reach)
     params.at_least(0, firm=firm, mild=mild)
     params.within("window", window, 0, 1)
@@ -170,7 +173,7 @@ def purify(
     def astray(wanted: Search) -> Suspicion:
         return suspect(victim, sieved, strict, draw, wanted, steps=search, most=most)
 
-    pairs = Mixtures(victim, x_NCHW, y_N, target_NK, count=mixed, generator=own_chance)
+    pairs = Mixtures(victim, strict, x_NCHW, y_N, target_NK, count=mixed, generator=own_chance)
     asked = Shown(victim, strict, x_NCHW, y_N, own_chance, min(most, PER * TRIED))
     looks: list[Look] = [lambda: astray(everywhere(PER))]
     if window:
@@ -191,10 +194,11 @@ def purify(
         added = displacement_moments(model, x_NCHW, move(x_NCHW))
         sieve_against(model, seen, added, weak=SLIGHT, firm=firmness)
         more.append(_moved(move, part * share))
-    if pairs.third < 0 or pairs.lead < mixed_lead:
+    third = pairs.drawn_to(mixed_lead, mixed_gap)
+    if third < 0:
         size = min(max(own.size, most), round(answered * own.size))
         more.append(_answered(pairs, victim, size))
-    elif not (suspected and found.gap >= sure_gap and found.target == pairs.third):
+    elif not (suspected and found.gap >= sure_gap and found.target == third):
         if mixed_firm:
             added = pairs.added(model, max(1, min(JOINED, AT_ONCE // (3 * pixels))))
             sieve_against(model, seen, added, weak=SLIGHT, firm=mixed_firm)
@@ -210,6 +214,7 @@ def purify(
         "suspected_target": found.target if suspected else -1,
         "firmness": firmness,
         "mixed_lead": pairs.lead,
+        "mixed_gap": pairs.met.gap,
     }
     return Purified(model, tuned, steps, notes)
 
