@@ -303,7 +303,8 @@ def report(
         typer.Option(help="Where a grid wrote its results; again for each other seed of it."),
     ] = None,
     rows: Annotated[
-        list[Path] | None, typer.Option(help="Rows of benchmarks/ablation.py; again for more.")
+        list[Path] | None,
+        typer.Option(help="Rows of `ngf bench` or benchmarks/ablation.py; again for more."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of index.html and table.md.")] = Path("report"),
     params_file: Params = Path("params.yaml"),

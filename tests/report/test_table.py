@@ -34,6 +34,26 @@ def test_seeds_of_a_cell_have_mean_and_sample_deviation(tmp_path, thresholds):
     assert found.stats["drop"].percent() == "1.5 ± 0.7"
 
 
+def cell_of_bench(flat):
+    """As `ngf bench --rows` writes what this row says."""
+    names = {"variant": "attack", "label": "defense", "tuned": "parameters_tuned"}
+    cell = {names.get(k, k): v for k, v in flat.items() if k.partition("_")[0] not in collect.WHO}
+    for who in collect.WHO:
+        shares = {key: flat[f"{who}_{key}"] for key in collect.KEYS}
+        cell[who] = {k: None if v is None else {"value": v / 100} for k, v in shares.items()}
+    return cell
+
+
+def test_cells_of_the_benchmark_are_rows_too(tmp_path, thresholds):
+    benign = {"variant": "benign", **{f"{w}_{k}": None for w in collect.WHO for k in ("asr", "ra")}}
+    rows = [row("ngf", 0, (95.0, 1.0, 96.0)), row("ngf", 1, (96.0, 4.0, 96.0), **benign)]
+    failed = {"dataset": "signs", "attack": "blend", "defense": "ngf", "seed": 0, "error": "gone"}
+    expected = rows_of(tmp_path, thresholds, rows)
+    found = rows_of(tmp_path, thresholds, [*map(cell_of_bench, rows), failed])
+    assert found == expected
+    assert set(found) == {("badnets", "ngf"), ("benign", "ngf")}
+
+
 def test_a_grid_is_one_more_seed_of_the_rows_cells(tmp_path, thresholds):
     evaluated(tmp_path / "runs", "badnets", "ngf", (0.95, 0.03, 0.9))
     found = rows_of(tmp_path, thresholds, [row("ngf", 0, (95.0, 1.0, 90.0))], [tmp_path / "runs"])

@@ -116,13 +116,28 @@ def _all_rows(files: Sequence[Path], thresholds: Thresholds) -> Iterator[Measure
 def _read_rows(file: Path) -> list[dict[str, Any]]:
     rows = store.read_any_json(file)
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{file} must hold a list of rows as benchmarks/ablation.py writes them")
+        raise InputError(
+            f"{file} must hold a list of rows as `ngf bench` or benchmarks/ablation.py write them"
+        )
+    rows = [_flat(row) for row in rows if "error" not in row]  # a cell that failed has no numbers
     wanted = (*NAMES, *(f"{who}_{key}" for who in WHO for key in KEYS))
     for number, row in enumerate(rows):
         missing = [key for key in wanted if key not in row]
         if missing:
             raise InputError(f"row {number} of {file} lacks '{missing[0]}'")
     return rows
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of benchmarks/ablation.py; a cell of `ngf bench` becomes one."""
+    if not all(isinstance(row.get(who), dict) for who in WHO):
+        return row
+    names = {"attack": "variant", "defense": "label", "parameters_tuned": "tuned"}
+    flat = {names.get(key, key): value for key, value in row.items() if key not in WHO}
+    for who in WHO:
+        for key, share in row[who].items():
+            flat[f"{who}_{key}"] = None if share is None else 100 * share["value"]
+    return flat
 
 
 def _of_row(row: Mapping[str, Any], file: Path, thresholds: Thresholds) -> Measured:
