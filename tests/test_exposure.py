@@ -201,6 +201,21 @@ def test_windows_cover_the_image_a_third_of_a_side_each(height, width):
     assert mask_MHW.flatten(1).sum(1).min() > 0
 
 
+@pytest.mark.parametrize("side", [1, 2])
+def test_images_of_a_pixel_or_two_have_windows(side):
+    """Most are empty; nothing is divided by their length."""
+    draw = Images()
+    search = windows(side, side, 0.1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(side**2, CLASSES)).eval()
+
+    def small(size, count):
+        return ((x[:, :, :side, :side], y) for x, y in draw(size, count))
+
+    moves_MCHW = led_astray(model, model, small, search, steps=2, size=50)
+    assert torch.isfinite(moves_MCHW).all()
+    assert moves_MCHW.any()
+
+
 def test_what_windows_find_lies_within_them_and_stands_as_it_is():
     search = windows(SIDE, SIDE, 0.05)
     moves_MCHW = led_astray(backdoored(), honest(), Images(), search, steps=3, size=75)
