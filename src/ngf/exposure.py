@@ -59,6 +59,10 @@ class Search:
     def __len__(self) -> int:
         return len(self.mask_M1HW)
 
+    def images(self, most: int) -> int:
+        """Of a step: so many at most, but one for each."""
+        return max(len(self), min(most, self.each * len(self)))
+
 
 def everywhere(each: int, *, moves: int = TRIED, radius: float = RADIUS) -> Search:
     """Displacements of the whole image."""
@@ -112,7 +116,7 @@ def suspect(
         steps: of the descent, and batches that judge it. most: images of a batch, if that gives
             each displacement one.
     """
-    size = max(len(search), min(most, search.each * len(search)))
+    size = search.images(most)
     found_MCHW = led_astray(victim, copy, draw, search, steps=steps, size=size)
     control_MCHW = led_astray(copy, victim, draw, search, steps=steps, size=size)
     batches = list(draw(size, steps))
@@ -153,7 +157,7 @@ def led_to(
 
     They differ by the images that they were found on. `most` as in `suspect`.
     """
-    size = max(len(search), min(most, search.each * len(search)))
+    size = search.images(most)
 
     def loss(moved_NCHW: Tensor, y_N: Tensor) -> Tensor:
         with autocast(moved_NCHW.device):
