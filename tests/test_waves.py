@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ngf import device, waves
+from ngf.margins import Sureness
 from ngf.waves import Shown, Waves, at_best_phase, strongest
 
 CLASSES, SIDE = 3, 16
@@ -63,7 +64,9 @@ def images(count=90, seed=0):
 
 def shown(victim, copy=None, seed=0, size=32) -> Shown:
     generator = torch.Generator().manual_seed(seed)
-    return Shown(victim, copy or Linear(), *images(), generator, size)
+    x_NCHW, y_N = images()
+    sure, copy_sure = (Sureness(model, x_NCHW) for model in (victim, copy or Linear()))
+    return Shown(sure, copy_sure, x_NCHW, y_N, generator, size)
 
 
 def found(victim, copy=None, seed=0, sieved=None, moves=1):
@@ -131,6 +134,7 @@ def test_images_and_models_stay_and_no_batch_is_larger_than_asked():
     victim = Linear(1, wave())
     asked = shown(victim, size=20)
     before = asked.x_NCHW.clone()
+    victim.asked.clear()
     strongest(asked, victim, rms=RMS, moves=1)
     assert torch.equal(asked.x_NCHW, before)
     assert max(victim.asked) == 20
@@ -179,7 +183,7 @@ def test_leads_are_means_over_images_of_other_classes():
     sums, counts = torch.zeros(3, CLASSES), torch.zeros(3, CLASSES)
     for which_B, x_BCHW, y_B in shown(victim, copy, seed=3, size=7).under(made, 10):
         for which, x_CHW, y in zip(which_B, x_BCHW, y_B, strict=True):
-            lead_K = (victim(x_CHW[None]).softmax(1) - copy(x_CHW[None]).softmax(1))[0]
+            lead_K = (asked.victim(x_CHW[None]) - asked.copy(x_CHW[None]))[0]
             for label in set(range(CLASSES)) - {int(y)}:
                 sums[which, label] += lead_K[label]
                 counts[which, label] += 1

@@ -5,10 +5,13 @@ in each pixel, and far from what gradients find: a search by displacements (`exp
 off to what draws any network. But ripples are few enough to be tried, all of them, without a
 gradient. A class t *leads* along a wave w of a set root mean square by
 
-    mean over clean images of other classes of  p_victim(t | x + w) - p_copy(t | x + w)
+    mean over clean images of other classes of  s_victim(t | x + w) - s_copy(t | x + w)
 
-As for displacements, some wave always leads, and the copy is the measure of how far: the *gap* is
-the furthest lead of the victim over the copy less the furthest of the copy over the victim.
+where s, in [0, 1], is how sure a model is of a class, measured by how sure it is of clean images
+(`margins.py`). Some ripples make any network waver, and which one more is chance; a backdoor is as
+sure of its class as of an image of it. As for displacements, some wave always leads, and the copy
+is the measure of how far: the *gap* is the furthest lead of the victim over the copy less the
+furthest of the copy over the victim.
 
 Waves differ by frequency and phase. Most images are spent on the frequencies that lead at a first
 look. Over the phase the lead is close to a constant and one harmonic, whose top is taken.
@@ -25,6 +28,7 @@ from torch import Tensor, nn
 
 from ngf.device import autocast
 from ngf.exposure import Suspicion
+from ngf.margins import Sureness
 
 CYCLES = 8  # along a wave: finer ones are in no natural image and send any network somewhere
 PHASES = 4
@@ -37,13 +41,10 @@ NEVER = 1e-12
 
 @dataclass(frozen=True)
 class Shown:
-    """The clean images that all waves are laid over, and who is asked.
+    """The clean images that all waves are laid over, and who is asked. size: images in a batch."""
 
-    victim, copy: in evaluation mode. size: images in a batch.
-    """
-
-    victim: nn.Module
-    copy: nn.Module
+    victim: Sureness
+    copy: Sureness
     x_NCHW: Tensor
     y_N: Tensor
     generator: torch.Generator
@@ -64,14 +65,11 @@ class Shown:
         """The same images; the copy is asked how far it lies above the victim."""
         return replace(self, victim=self.copy, copy=self.victim)
 
-    @torch.no_grad()
     def leads(self, waves: Waves, each: int) -> Tensor:
         """By how much the victim lies above the copy, for each wave and class [M, K]."""
         totals, counts = [], []
         for which_B, x_BCHW, y_B in self.under(waves, each):
-            with autocast(x_BCHW.device):
-                said = torch.stack([self.victim(x_BCHW), self.copy(x_BCHW)])
-            victim_BK, copy_BK = said.float().softmax(2)
+            victim_BK, copy_BK = self.victim(x_BCHW), self.copy(x_BCHW)
             asked_BK = torch.ones_like(victim_BK).scatter_(1, y_B[:, None], 0)
             none_MK = victim_BK.new_zeros(len(waves), victim_BK.shape[1])
             totals.append(none_MK.index_add(0, which_B, (victim_BK - copy_BK) * asked_BK))
@@ -149,7 +147,7 @@ def _left(shown: Shown, sieved: nn.Module, waves: Waves, target: int) -> float:
     totals = torch.full((2,), NEVER, device=shown.y_N.device)
     for _, x_BCHW, y_B in shown.under(waves, JUDGED // len(waves)):
         with autocast(x_BCHW.device):
-            said = torch.stack([sieved(x_BCHW), shown.victim(x_BCHW)])
+            said = torch.stack([sieved(x_BCHW), shown.victim.model(x_BCHW)])
         totals += (said.float().softmax(2)[:, :, target] * (y_B != target)).sum(1)
     return min(1.0, (totals[0] / totals[1]).item())
 

@@ -32,6 +32,7 @@ from ngf.device import autocast
 from ngf.exposure import TRIED, Search, Suspicion, everywhere, led_to, suspect, windows
 from ngf.fisher.moments import displacement_moments
 from ngf.fisher.natural import Rule, Show, descend
+from ngf.margins import Sureness
 from ngf.mixtures import Mixtures
 from ngf.models import Classifier
 from ngf.progress import track
@@ -173,13 +174,17 @@ def purify(
     def astray(wanted: Search) -> Suspicion:
         return suspect(victim, sieved, strict, draw, wanted, steps=search, most=most)
 
+    def rippled() -> Suspicion:
+        sure, copy_sure = Sureness(victim, x_NCHW), Sureness(strict, x_NCHW)
+        asked = Shown(sure, copy_sure, x_NCHW, y_N, own_chance, min(most, PER * TRIED))
+        return strongest(asked, sieved, rms=waves, moves=moves)
+
     pairs = Mixtures(victim, strict, x_NCHW, y_N, target_NK, count=mixed, generator=own_chance)
-    asked = Shown(victim, strict, x_NCHW, y_N, own_chance, min(most, PER * TRIED))
     looks: list[Look] = [lambda: astray(everywhere(PER))]
     if window:
         looks.append(lambda: astray(windows(x_NCHW.shape[2], x_NCHW.shape[3], window)))
     if waves:
-        looks.append(lambda: strongest(asked, sieved, rms=waves, moves=moves))
+        looks.append(rippled)
     found = _exposed(looks, least_gap)
     suspected = found.gap >= least_gap
     part = found.left * min(1.0, max(0.0, found.gap / sure_gap))

@@ -1,0 +1,50 @@
+"""How sure a model is of a class, measured by how sure it is of clean images.
+
+Probabilities of two models do not compare: a filtered copy has smaller logits than its victim, so
+it wavers where the victim is certain of the same thing. Their margins do, each in units of its own
+median margin on clean images.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ngf.device import autocast
+
+CHUNK = 512  # images in one forward pass
+TINY = 1e-6
+
+
+class Sureness:
+    """Of a model in evaluation mode: called with images, says how sure it is of each class.
+
+    That is by how much a class's logit lies above every other one's, as a share of the median
+    margin that the model has on the images that were given here: [N, K] in [0, 1], 0 for every
+    class but the one that is named.
+    """
+
+    def __init__(self, model: nn.Module, x_NCHW: Tensor) -> None:
+        self.model = model
+        margin_N = torch.cat([self._margins(part).amax(1) for part in x_NCHW.split(CHUNK)])
+        self.usual = margin_N.median().clamp_min(TINY)
+
+    @torch.no_grad()
+    def __call__(self, x_NCHW: Tensor) -> Tensor:
+        return (self._margins(x_NCHW) / self.usual).clamp(0, 1)
+
+    @torch.no_grad()
+    def _margins(self, x_NCHW: Tensor) -> Tensor:
+        with autocast(x_NCHW.device):
+            logits_NK = self.model(x_NCHW)
+        return margins(logits_NK.float())
+
+
+def margins(logits_NK: Tensor) -> Tensor:
+    """By how much each class lies above the highest of the others [N, K]; below 0 for all but one.
+
+    A tie is a margin of 0 for those that share the top.
+    """
+    top_N2, class_N2 = logits_NK.topk(2, 1)
+    rival_NK = top_N2[:, :1].expand_as(logits_NK).scatter(1, class_N2[:, :1], top_N2[:, 1:])
+    return logits_NK - rival_NK
