@@ -17,6 +17,7 @@ from ngf.exposure import (
     suspect,
     windows,
 )
+from ngf.margins import Sureness, probability
 
 CLASSES, SIDE, TARGET = 3, 4, 2
 # Pixel k is bright where the class is k; no class has anything to do with the pixels behind.
@@ -248,7 +249,10 @@ def test_a_small_trigger_that_the_whole_image_drowns_shows_in_windows():
 
 def told(monkeypatch, victim_MK, sieved_MK, usual_M) -> Suspicion:
     """What these strays make of it; displacement m is m everywhere."""
-    strays = [torch.tensor([[[u, 0.0] for u in usual_M]]), torch.tensor([victim_MK, sieved_MK])]
+    strays = [
+        torch.tensor([[[u, 0.0] for u in usual_M]]),
+        torch.tensor([victim_MK, sieved_MK, victim_MK]),
+    ]
     moves_MCHW = torch.arange(float(len(victim_MK)))[:, None, None, None]
     monkeypatch.setattr(exposure, "led_astray", lambda *args, **options: moves_MCHW)
     monkeypatch.setattr(exposure, "_strays", lambda *args: strays.pop(0))
@@ -283,6 +287,28 @@ def test_a_class_that_takes_less_than_half_is_no_target(monkeypatch, taken, targ
     assert told(monkeypatch, [taken], [[0.0] * 3], [0.1]).target == target
 
 
+def test_gap_and_target_are_the_judges_and_what_is_left_is_of_probabilities():
+    """A victim that is twice as sure of clean images wavers where it is led astray."""
+    victim, sieved, copied = backdoored(), backdoored(strength=80), honest()
+
+    def judged(usual):
+        def judge(model):
+            says = Sureness(model, Images(seed=3).batch(50)[0])
+            says.usual = torch.tensor(usual)
+            return says
+
+        draw = Images()
+        return suspect(
+            victim, sieved, copied, draw, everywhere(EACH), steps=20, most=99, judge=judge
+        )
+
+    little, much = judged(50.0), judged(1.0)
+    by_p = found(victim, sieved, copied, steps=20, most=99)
+    assert 0 < little.gap < 0.5 * much.gap
+    assert (little.target, much.target) == (TARGET, TARGET)
+    assert much.left == pytest.approx(by_p.left, abs=0.05)
+
+
 # The strays ------------------------------------------------------------------------------------
 
 
@@ -309,7 +335,7 @@ def test_a_stray_is_what_its_definition_says(sizes):
     moves_MCHW[4, :, 0] = torch.tensor([-1.0, -1, -1, 0])  # the copy names class 0 always
     images = Images()
     batches = [images.batch(size) for size in sizes]
-    got_2MK = exposure._strays(models, copied, moves_MCHW, batches)
+    got_2MK = exposure._strays(tuple(map(probability, models)), copied, moves_MCHW, batches)
     for got_MK, model in zip(got_2MK, models, strict=True):
         torch.testing.assert_close(got_MK, strayed(model, copied, moves_MCHW, batches))
     assert got_2MK[0].sum() > 0.1
@@ -319,7 +345,9 @@ def test_where_the_copy_is_never_right_nothing_strays():
     wrong = honest()
     wrong.register_forward_hook(lambda _, args, said_NK: said_NK.roll(1, 1))
     moves_MCHW = torch.zeros(2, 1, SIDE, SIDE)
-    got_1MK = exposure._strays((backdoored(),), wrong, moves_MCHW, [Images().batch(20)])
+    got_1MK = exposure._strays(
+        (probability(backdoored()),), wrong, moves_MCHW, [Images().batch(20)]
+    )
     assert torch.equal(got_1MK, torch.zeros(1, 2, CLASSES))
 
 

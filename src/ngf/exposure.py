@@ -6,11 +6,12 @@ copy lost. Displacements d, each the same for all images, are found by gradient 
 
     min_d  E  -log(1 - p_victim(y | x + d))  -  log p_copy(y | x + d)        rms(d) <= radius
 
-and judged on other images, by how often they lead astray where the copy is right: the mean of
-1 - p_victim(y | x + d) over those. Two networks differ somewhere, so something is always found. The
-same search with the roles swapped says how much: a benign victim strays no further than its copy
-does. So the *gap* between the two is what is asked for, and no class is searched by itself, as in
-Neural Cleanse (Wang et al. 2019): a backdoor may send each class to another one.
+and judged on other images, by how far they lead astray where the copy is right: the mean of
+1 - p_victim(y | x + d) over those, or how sure the victim is of a false class (`margins.py`). Two
+networks differ somewhere, so something is always found. The same search with the roles swapped says
+how much: a benign victim strays no further than its copy does. So the *gap* between the two is what
+is asked for, and no class is searched by itself, as in Neural Cleanse (Wang et al. 2019): a
+backdoor may send each class to another one.
 
 A patch of a few pixels takes little of a displacement's length, and on a sharp network the whole
 image's gradients drown it. Where displacements of the whole image show nothing, the same search is
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ngf.device import autocast
+from ngf.margins import Judge, Says, probability
 from ngf.training import Batch
 
 Draw = Callable[[int, int], Iterable[Batch]]  # (images of a batch, batches)
@@ -109,25 +111,28 @@ def suspect(
     *,
     steps: int,
     most: int,
+    judge: Judge = probability,
 ) -> Suspicion:
     """How far the victim can be led astray. All models must be in evaluation mode; they stay so.
 
     Args:
         steps: of the descent, and batches that judge it. most: images of a batch, if that gives
-            each displacement one.
+            each displacement one. judge: what gap and target are told by. What is left always is by
+            probabilities.
     """
     size = search.images(most)
     found_MCHW = led_astray(victim, copy, draw, search, steps=steps, size=size)
     control_MCHW = led_astray(copy, victim, draw, search, steps=steps, size=size)
     batches = list(draw(size, steps))
-    usual = _strays((copy,), victim, control_MCHW, batches).sum(2).max()
-    victim_MK, sieved_MK = _strays((victim, sieved), copy, found_MCHW, batches)
+    usual = _strays((judge(copy),), victim, control_MCHW, batches).sum(2).max()
+    asked = probability(victim), probability(sieved), judge(victim)
+    before_MK, after_MK, victim_MK = _strays(asked, copy, found_MCHW, batches)
     stray_M = victim_MK.sum(1)
     gap = stray_M.max() - usual
     kept_M = stray_M >= stray_M.max() - gap.clamp_min(0) / 2
     taken_K = victim_MK[kept_M].mean(0)
     most, all_taken = int(taken_K.argmax()), taken_K.sum().clamp_min(NEVER)
-    left = sieved_MK[kept_M].sum(1).mean() / all_taken
+    left = after_MK[kept_M].sum(1).mean() / before_MK[kept_M].mean(0).sum().clamp_min(NEVER)
     return Suspicion(
         gap=gap.item(),
         target=most if taken_K[most] >= MAJORITY * all_taken else -1,
@@ -198,24 +203,23 @@ def _staying(logits_NK: Tensor, y_N: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _strays(
-    models: tuple[nn.Module, ...], copy: nn.Module, moves_MCHW: Tensor, batches: Iterable[Batch]
+    asked: tuple[Says, ...], copy: nn.Module, moves_MCHW: Tensor, batches: Iterable[Batch]
 ) -> Tensor:
-    """Mean probability [models, M, K] of each false class along each displacement.
+    """What they say of each false class along each displacement, mean [asked, M, K].
 
     Over the images that the copy answers rightly there.
     """
     totals, counts = [], []
     for x_NCHW, y_N in batches:
         moved_NCHW = _moved(x_NCHW, moves_MCHW)
+        said_SNK = torch.stack([says(moved_NCHW) for says in asked])
         with autocast(x_NCHW.device):
-            *said, copy_NK = (model(moved_NCHW) for model in (*models, copy))
-        p_SNK = torch.stack(said).float().softmax(2)
-        right_N = (copy_NK.argmax(1) == y_N).float()
-        p_SNK *= right_N[:, None]
-        p_SNK.scatter_(2, y_N[None, :, None].expand(len(p_SNK), -1, 1), 0)
+            right_N = (copy(moved_NCHW).argmax(1) == y_N).float()
+        said_SNK *= right_N[:, None]
+        said_SNK.scatter_(2, y_N[None, :, None].expand(len(said_SNK), -1, 1), 0)
         which_N = torch.arange(len(y_N), device=y_N.device) % len(moves_MCHW)
-        none_SMK = p_SNK.new_zeros(len(p_SNK), len(moves_MCHW), p_SNK.shape[2])
-        totals.append(none_SMK.index_add(1, which_N, p_SNK))
+        none_SMK = said_SNK.new_zeros(len(said_SNK), len(moves_MCHW), said_SNK.shape[2])
+        totals.append(none_SMK.index_add(1, which_N, said_SNK))
         counts.append(right_N.new_zeros(len(moves_MCHW)).index_add(0, which_N, right_N))
     return torch.stack(totals).sum(0) / torch.stack(counts).sum(0)[:, None].clamp_min(1)
 

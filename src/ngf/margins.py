@@ -7,10 +7,15 @@ median margin on clean images.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from ngf.device import autocast
+
+Says = Callable[[Tensor], Tensor]  # of images [N, C, H, W], for each class [N, K] in [0, 1]
+Judge = Callable[[nn.Module], Says]
 
 CHUNK = 512  # images in one forward pass
 TINY = 1e-6
@@ -48,3 +53,15 @@ def margins(logits_NK: Tensor) -> Tensor:
     top_N2, class_N2 = logits_NK.topk(2, 1)
     rival_NK = top_N2[:, :1].expand_as(logits_NK).scatter(1, class_N2[:, :1], top_N2[:, 1:])
     return logits_NK - rival_NK
+
+
+def probability(model: nn.Module) -> Says:
+    """What the model says is its probabilities."""
+
+    @torch.no_grad()
+    def says(x_NCHW: Tensor) -> Tensor:
+        with autocast(x_NCHW.device):
+            logits_NK = model(x_NCHW)
+        return logits_NK.float().softmax(1)
+
+    return says

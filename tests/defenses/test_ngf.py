@@ -561,8 +561,8 @@ def test_waves_are_laid_over_the_first_images_of_the_victim_and_its_copy(
     ((shown, sieved, numbers),) = given
     assert numbers == {"rms": 0.2, "moves": 3}
     assert same(sieved, models["models"][1])
-    assert same(shown.victim, models["models"][0])
-    assert same(shown.copy, models["models"][2])
+    assert same(shown.victim.model, models["models"][0])
+    assert same(shown.copy.model, models["models"][2])
     for got, expected in zip((shown.x_NCHW, shown.y_N), first_images(clean, 1), strict=True):
         assert torch.equal(got, expected)
 

@@ -24,15 +24,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 from torch.nn.functional import one_hot
 
 from ngf import params
 from ngf.defenses import Clean, Purified
-from ngf.device import autocast
 from ngf.exposure import TRIED, Search, Suspicion, everywhere, led_to, suspect, windows
 from ngf.fisher.moments import displacement_moments
 from ngf.fisher.natural import Rule, Show, descend
-from ngf.margins import Sureness
+from ngf.margins import Judge, Sureness, probability
 from ngf.mixtures import Mixtures
 from ngf.models import Classifier
 from ngf.progress import track
@@ -171,18 +171,22 @@ def purify(
     strict = copy.deepcopy(victim)
     sieve(strict, seen, weak=strong, damp=damp)
 
-    def astray(wanted: Search) -> Suspicion:
-        return suspect(victim, sieved, strict, draw, wanted, steps=search, most=most)
+    def sureness(net: Module) -> Sureness:
+        return Sureness(net, x_NCHW)
+
+    def astray(wanted: Search, judge: Judge = probability) -> Suspicion:
+        models = victim, sieved, strict
+        return suspect(*models, draw, wanted, steps=search, most=most, judge=judge)
 
     def rippled() -> Suspicion:
-        sure, copy_sure = Sureness(victim, x_NCHW), Sureness(strict, x_NCHW)
-        asked = Shown(sure, copy_sure, x_NCHW, y_N, own_chance, min(most, PER * TRIED))
-        return strongest(asked, sieved, rms=waves, moves=moves)
+        asked = sureness(victim), sureness(strict)
+        shown = Shown(*asked, x_NCHW, y_N, own_chance, min(most, PER * TRIED))
+        return strongest(shown, sieved, rms=waves, moves=moves)
 
     pairs = Mixtures(victim, strict, x_NCHW, y_N, target_NK, count=mixed, generator=own_chance)
     looks: list[Look] = [lambda: astray(everywhere(PER))]
     if window:
-        looks.append(lambda: astray(windows(x_NCHW.shape[2], x_NCHW.shape[3], window)))
+        looks.append(lambda: astray(windows(x_NCHW.shape[2], x_NCHW.shape[3], window), sureness))
     if waves:
         looks.append(rippled)
     found = _exposed(looks, least_gap)
@@ -264,7 +268,7 @@ def _answered(pairs: Mixtures, victim: Classifier, count: int) -> More:
 
     def more(batch: Batch) -> Batch:
         x_NCHW = pairs.joined(count)
-        return x_NCHW, _probabilities(victim, x_NCHW)
+        return x_NCHW, probability(victim)(x_NCHW)
 
     return more
 
@@ -285,12 +289,5 @@ def _shown(victim: Classifier, trust: float, more: Sequence[More]) -> Show:
 def _answers(victim: Classifier, batch: Batch, trust: float) -> Tensor:
     """What the model shall answer: between the labels and the victim's probabilities [B, K]."""
     x_NCHW, y_N = batch
-    p_NK = _probabilities(victim, x_NCHW)
+    p_NK = probability(victim)(x_NCHW)
     return torch.lerp(one_hot(y_N, p_NK.shape[1]).float(), p_NK, trust)
-
-
-@torch.no_grad()
-def _probabilities(victim: Classifier, x_NCHW: Tensor) -> Tensor:
-    with autocast(x_NCHW.device):
-        logits_NK = victim(x_NCHW)
-    return logits_NK.float().softmax(1)
