@@ -15,6 +15,7 @@ from ngf.errors import InputError
 from ngf.exposure import RADIUS, TRIED, Suspicion, windows
 from ngf.fisher.moments import displacement_moments
 from ngf.fisher.natural import Rule
+from ngf.margins import Sureness, probability
 from ngf.mixtures import Mixtures
 from ngf.models import batch_norms, head, norm_layers
 from ngf.sieve import STRENGTHS, observe, sieve, sieve_against, sieve_within
@@ -239,10 +240,11 @@ def suspected(monkeypatch):
     given: dict = {}
 
     def put(gap=1.0, left=1.0, target=1, in_windows=(0.0, 0)):
-        given["looks"] = []
+        given["looks"], given["judges"] = [], []
 
         def suspect(fresh, sieved, strict, draw, search, **options):
             models = (fresh, sieved, strict)
+            given["judges"].append(options.pop("judge"))
             given.update(models=copy.deepcopy(models), batches=list(draw(7, 3)), **options)
             given["looks"].append(search)
             moves_MCHW = torch.full((3, 3, SIZE, SIZE), MOVE)
@@ -510,6 +512,17 @@ def test_windows_are_searched_where_nothing_is_suspected(run, suspected, gap, wi
         expected, got = windows(SIZE, SIZE, window), given["looks"][1]
         assert torch.equal(got.mask_M1HW, expected.mask_M1HW)
         assert (got.radius, got.each) == (window, expected.each)
+
+
+def test_probabilities_judge_the_whole_image_and_margins_the_windows(run, suspected, clean):
+    given = suspected(gap=0.1)
+    run(window=0.1, least_gap=0.5, steps=0)
+    whole, parts = given["judges"]
+    assert whole is probability
+    x_NCHW = first_images(clean, 1)[0]
+    asked, expected = parts(victim()), Sureness(victim(), x_NCHW)
+    assert asked.usual == expected.usual
+    assert torch.equal(asked(x_NCHW), expected(x_NCHW))
 
 
 def test_what_windows_show_stands_for_the_backdoor(run, suspected, rippled, displays):
