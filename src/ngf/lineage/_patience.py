@@ -11,8 +11,16 @@ SECONDS = 45.0
 PAUSE_S, LONGEST_S = 0.5, 5.0
 PASSING = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "ABORTED")
 # Two who write the same tag at once: MLflow's database lets one of them through, the other one's
-# request is "bad", and fine when it is asked again. In words of PostgreSQL, SQLite and MySQL.
-COLLISIONS = ("unique constraint", "duplicate entry", "deadlock", "could not serialize")
+# request is "bad", and fine when it is asked again. In words of PostgreSQL, SQLite and MySQL; the
+# last ones are SQLAlchemy's, of a row that the other one deleted ("expected to update 1 row(s); 0
+# were matched").
+COLLISIONS = (
+    "unique constraint",
+    "duplicate entry",
+    "deadlock",
+    "could not serialize",
+    "were matched",
+)
 CLIENTS = ("urllib3", "botocore", "boto3")  # their errors are no OSErrors
 T = TypeVar("T")
 
