@@ -309,6 +309,20 @@ def test_gap_and_target_are_the_judges_and_what_is_left_is_of_probabilities():
     assert much.left == pytest.approx(by_p.left, abs=0.05)
 
 
+@pytest.mark.parametrize(("judge", "times"), [(probability, 1), (lambda m: probability(m), 2)])
+def test_who_is_judged_by_probabilities_is_asked_for_them_once(monkeypatch, judge, times):
+    asked = []
+    strays = exposure._strays
+    monkeypatch.setattr(
+        exposure, "_strays", lambda says, *rest: asked.append(len(says)) or strays(says, *rest)
+    )
+    suspect(
+        *(backdoored(), honest(), honest()), Images(), everywhere(EACH),
+        steps=2, most=99, judge=judge,
+    )  # fmt: skip
+    assert asked == [1, 1 + times]
+
+
 # The strays ------------------------------------------------------------------------------------
 
 
@@ -335,7 +349,7 @@ def test_a_stray_is_what_its_definition_says(sizes):
     moves_MCHW[4, :, 0] = torch.tensor([-1.0, -1, -1, 0])  # the copy names class 0 always
     images = Images()
     batches = [images.batch(size) for size in sizes]
-    got_2MK = exposure._strays(tuple(map(probability, models)), copied, moves_MCHW, batches)
+    got_2MK = exposure._strays([*map(probability, models)], copied, moves_MCHW, batches)
     for got_MK, model in zip(got_2MK, models, strict=True):
         torch.testing.assert_close(got_MK, strayed(model, copied, moves_MCHW, batches))
     assert got_2MK[0].sum() > 0.1
@@ -345,9 +359,7 @@ def test_where_the_copy_is_never_right_nothing_strays():
     wrong = honest()
     wrong.register_forward_hook(lambda _, args, said_NK: said_NK.roll(1, 1))
     moves_MCHW = torch.zeros(2, 1, SIDE, SIDE)
-    got_1MK = exposure._strays(
-        (probability(backdoored()),), wrong, moves_MCHW, [Images().batch(20)]
-    )
+    got_1MK = exposure._strays([probability(backdoored())], wrong, moves_MCHW, [Images().batch(20)])
     assert torch.equal(got_1MK, torch.zeros(1, 2, CLASSES))
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ngf import device, waves
-from ngf.margins import Sureness
+from ngf.margins import Sureness, probability
 from ngf.waves import Shown, Waves, at_best_phase, strongest
 
 CLASSES, SIDE = 3, 16
@@ -62,15 +62,17 @@ def images(count=90, seed=0):
     return x_NCHW, y_N
 
 
-def shown(victim, copy=None, seed=0, size=32) -> Shown:
-    generator = torch.Generator().manual_seed(seed)
-    x_NCHW, y_N = images()
-    sure, copy_sure = (Sureness(model, x_NCHW) for model in (victim, copy or Linear()))
-    return Shown(sure, copy_sure, x_NCHW, y_N, generator, size)
+def shown(seed=0, size=32) -> Shown:
+    return Shown(*images(), torch.Generator().manual_seed(seed), size)
 
 
-def found(victim, copy=None, seed=0, sieved=None, moves=1):
-    return strongest(shown(victim, copy, seed), sieved or victim, rms=RMS, moves=moves)
+def sureness(model) -> Sureness:
+    return Sureness(model, images()[0])
+
+
+def found(victim, copy=None, seed=0, sieved=None, moves=1, size=32, judge=sureness):
+    models = victim, sieved or victim, copy or Linear()
+    return strongest(*models, shown(seed, size), rms=RMS, moves=moves, judge=judge)
 
 
 def alike(one_1HW, two_1HW) -> float:
@@ -123,6 +125,20 @@ def test_as_many_waves_of_the_class_as_asked_first_the_strongest():
     assert max(range(3), key=likeness.__getitem__) == 0
 
 
+def test_gap_is_the_judges_and_what_is_left_is_of_probabilities():
+    victim, sieved = Linear(1, wave()), Linear(1, wave(), 60)
+    whole, doubting, other = (
+        found(victim, sieved=sieved, judge=judge) for judge in (sureness, half, probability)
+    )
+    assert doubting.gap == pytest.approx(whole.gap / 2)
+    assert doubting.left == whole.left
+    assert other.gap != pytest.approx(whole.gap, abs=1e-3)
+
+
+def half(model):
+    return lambda x_NCHW: sureness(model)(x_NCHW) / 2
+
+
 def test_same_generator_same_ripple():
     one, again, other = (found(Linear(1, wave(), 60), seed=seed) for seed in (0, 0, 1))
     assert (one.target, one.gap) == (again.target, again.gap)
@@ -131,11 +147,9 @@ def test_same_generator_same_ripple():
 
 
 def test_images_and_models_stay_and_no_batch_is_larger_than_asked():
-    victim = Linear(1, wave())
-    asked = shown(victim, size=20)
+    victim, asked = Linear(1, wave()), shown(size=20)
     before = asked.x_NCHW.clone()
-    victim.asked.clear()
-    strongest(asked, victim, rms=RMS, moves=1)
+    strongest(victim, victim, Linear(), asked, rms=RMS, moves=1, judge=probability)
     assert torch.equal(asked.x_NCHW, before)
     assert max(victim.asked) == 20
     assert not any(p.grad is not None for p in victim.parameters())
@@ -178,12 +192,12 @@ def test_leads_are_means_over_images_of_other_classes():
     trigger_1HW = wave()
     victim, copy = Linear(1, trigger_1HW, 90), Linear(2, wave(0, 3), 60)
     made = Waves(torch.tensor([(2, 1), (0, 3), (5, 5)]), torch.tensor([0.7, 0.1, 0.0]), RMS)
-    asked = shown(victim, copy, seed=3, size=7)
-    leads_MK = asked.leads(made, each=10)
+    one, other = sureness(victim), sureness(copy)
+    leads_MK = shown(seed=3, size=7).leads(one, other, made, each=10)
     sums, counts = torch.zeros(3, CLASSES), torch.zeros(3, CLASSES)
-    for which_B, x_BCHW, y_B in shown(victim, copy, seed=3, size=7).under(made, 10):
+    for which_B, x_BCHW, y_B in shown(seed=3, size=7).under(made, 10):
         for which, x_CHW, y in zip(which_B, x_BCHW, y_B, strict=True):
-            lead_K = (asked.victim(x_CHW[None]) - asked.copy(x_CHW[None]))[0]
+            lead_K = (one(x_CHW[None]) - other(x_CHW[None]))[0]
             for label in set(range(CLASSES)) - {int(y)}:
                 sums[which, label] += lead_K[label]
                 counts[which, label] += 1
@@ -192,7 +206,7 @@ def test_leads_are_means_over_images_of_other_classes():
 
 
 def test_each_wave_lies_over_as_many_images_as_asked():
-    asked = shown(Linear(), size=7)
+    asked = shown(size=7)
     made = Waves(torch.tensor([(2, 1), (0, 3)]), torch.zeros(2), RMS)
     batches = list(asked.under(made, 9))
     assert torch.cat([which_B for which_B, _, _ in batches]).bincount().tolist() == [9, 9]

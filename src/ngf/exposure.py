@@ -21,7 +21,7 @@ made in *windows*: each displacement has a part of the image for itself, and all
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,12 +51,13 @@ class Search:
 
     mask_M1HW: 1 where each may lie, 0 elsewhere; sides of 1 are the whole image's. radius: their
     largest root mean square, over the whole image. each: images of a step under each, if there is
-    memory for them.
+    memory for them. as_found: as in `Suspicion`.
     """
 
     mask_M1HW: Tensor
     radius: float
     each: int
+    as_found: bool = False
 
     def __len__(self) -> int:
         return len(self.mask_M1HW)
@@ -81,7 +82,7 @@ def windows(height: int, width: int, radius: float) -> Search:
             for side, at in ((height, i), (width, j))
         )
         mask_HW[down, across] = 1
-    return Search(mask_M1HW, radius, IN_A_WINDOW)
+    return Search(mask_M1HW, radius, IN_A_WINDOW, as_found=True)
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,12 @@ def suspect(
     found_MCHW = led_astray(victim, copy, draw, search, steps=steps, size=size)
     control_MCHW = led_astray(copy, victim, draw, search, steps=steps, size=size)
     batches = list(draw(size, steps))
-    usual = _strays((judge(copy),), victim, control_MCHW, batches).sum(2).max()
-    asked = probability(victim), probability(sieved), judge(victim)
-    before_MK, after_MK, victim_MK = _strays(asked, copy, found_MCHW, batches)
+    usual = _strays([judge(copy)], victim, control_MCHW, batches).sum(2).max()
+    asked = [judge(victim), probability(sieved)]
+    if judge is not probability:
+        asked.append(probability(victim))
+    victim_MK, after_MK, *by_p = _strays(asked, copy, found_MCHW, batches)
+    before_MK = by_p[0] if by_p else victim_MK
     stray_M = victim_MK.sum(1)
     gap = stray_M.max() - usual
     kept_M = stray_M >= stray_M.max() - gap.clamp_min(0) / 2
@@ -138,7 +142,7 @@ def suspect(
         target=most if taken_K[most] >= MAJORITY * all_taken else -1,
         left=left.clamp_max(1).item(),
         moves_MCHW=found_MCHW[kept_M],
-        as_found=search.mask_M1HW.shape[2:].numel() > 1,
+        as_found=search.as_found,
     )
 
 
@@ -203,7 +207,7 @@ def _staying(logits_NK: Tensor, y_N: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _strays(
-    asked: tuple[Says, ...], copy: nn.Module, moves_MCHW: Tensor, batches: Iterable[Batch]
+    asked: Sequence[Says], copy: nn.Module, moves_MCHW: Tensor, batches: Iterable[Batch]
 ) -> Tensor:
     """What they say of each false class along each displacement, mean [asked, M, K].
 

@@ -1,4 +1,4 @@
-"""How sure a model is of a class, measured by how sure it is of clean images.
+"""What a model says of a class: its probability, or how sure it is, measured by clean images.
 
 Probabilities of two models do not compare: a filtered copy has smaller logits than its victim, so
 it wavers where the victim is certain of the same thing. Their margins do, each in units of its own
@@ -17,7 +17,7 @@ from ngf.device import autocast
 Says = Callable[[Tensor], Tensor]  # of images [N, C, H, W], for each class [N, K] in [0, 1]
 Judge = Callable[[nn.Module], Says]
 
-CHUNK = 512  # images in one forward pass
+AT_ONCE = 512  # images in one forward pass
 TINY = 1e-6
 
 
@@ -31,18 +31,11 @@ class Sureness:
 
     def __init__(self, model: nn.Module, x_NCHW: Tensor) -> None:
         self.model = model
-        margin_N = torch.cat([self._margins(part).amax(1) for part in x_NCHW.split(CHUNK)])
-        self.usual = margin_N.median().clamp_min(TINY)
+        parts = [logits(model, part) for part in x_NCHW.split(AT_ONCE)]
+        self.usual = margins(torch.cat(parts)).amax(1).median().clamp_min(TINY)
 
-    @torch.no_grad()
     def __call__(self, x_NCHW: Tensor) -> Tensor:
-        return (self._margins(x_NCHW) / self.usual).clamp(0, 1)
-
-    @torch.no_grad()
-    def _margins(self, x_NCHW: Tensor) -> Tensor:
-        with autocast(x_NCHW.device):
-            logits_NK = self.model(x_NCHW)
-        return margins(logits_NK.float())
+        return (margins(logits(self.model, x_NCHW)) / self.usual).clamp(0, 1)
 
 
 def margins(logits_NK: Tensor) -> Tensor:
@@ -58,10 +51,15 @@ def margins(logits_NK: Tensor) -> Tensor:
 def probability(model: nn.Module) -> Says:
     """What the model says is its probabilities."""
 
-    @torch.no_grad()
     def says(x_NCHW: Tensor) -> Tensor:
-        with autocast(x_NCHW.device):
-            logits_NK = model(x_NCHW)
-        return logits_NK.float().softmax(1)
+        return logits(model, x_NCHW).softmax(1)
 
     return says
+
+
+@torch.no_grad()
+def logits(model: nn.Module, x_NCHW: Tensor) -> Tensor:
+    """[N, K], computed in the precision that is fastest and given in float32."""
+    with autocast(x_NCHW.device):
+        logits_NK: Tensor = model(x_NCHW)
+    return logits_NK.float()

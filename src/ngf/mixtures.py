@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ngf.device import autocast
 from ngf.fisher.moments import join, joining_moments
+from ngf.margins import logits
 from ngf.training import Batch
 
 CHUNK = 512  # mixtures in one forward pass
@@ -69,7 +69,8 @@ class Mixtures:
         two_M = self._strangers(self.y_N[one_M])
         self.pair_2M = self.y_N[torch.stack([one_M, two_M])]
         self.third_MK = self._third(model, one_M, two_M)
-        self.met = self._met(model, copy) if self.third_MK.any() else Met()
+        self.drawn = bool(self.third_MK.any())
+        self.met = self._met(model, copy) if self.drawn else Met()
 
     @property
     def lead(self) -> float:
@@ -78,7 +79,7 @@ class Mixtures:
         A class's draw is its mean probability over the mixtures. All classes of a benign model draw
         about alike.
         """
-        if not self.third_MK.any():
+        if not self.drawn:
             return 0.0
         first, second = self.third_MK.mean(0).topk(2).values
         return ((first - second) / first.clamp_min(LITTLE)).item()
@@ -87,7 +88,7 @@ class Mixtures:
         """The class that draws those of two classes by that gap, or all by that lead; else -1."""
         if self.met.gap >= gap:
             return self.met.third
-        if self.third_MK.any() and self.lead >= lead:
+        if self.drawn and self.lead >= lead:
             return int(self.third_MK.mean(0).argmax())
         return -1
 
@@ -133,17 +134,15 @@ class Mixtures:
         gap, best = (drawn_T - copy_T).max(0)
         return Met(gap.item(), int(third_T1[best]))
 
-    @torch.no_grad()
     def _third(self, model: nn.Module, one_M: Tensor, two_M: Tensor) -> Tensor:
         """Probabilities [M, K], those of the two classes that are there set to 0."""
         if not len(one_M):
             return self.answer_NK[:0].float()
-        with autocast(self.x_NCHW.device):
-            parts = [
-                model(self._joined(*rows))
-                for rows in zip(one_M.split(CHUNK), two_M.split(CHUNK), strict=True)
-            ]
-        third_MK = torch.cat(parts).float().softmax(1)
+        parts = [
+            logits(model, self._joined(*rows))
+            for rows in zip(one_M.split(CHUNK), two_M.split(CHUNK), strict=True)
+        ]
+        third_MK = torch.cat(parts).softmax(1)
         return third_MK.scatter_(1, self.y_N[torch.stack([one_M, two_M], 1)], 0)
 
     def _hard(self, count: int) -> Iterable[Tensor]:

@@ -20,15 +20,15 @@ look. Over the phase the lead is close to a constant and one harmonic, whose top
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ngf.device import autocast
 from ngf.exposure import Suspicion
-from ngf.margins import Sureness
+from ngf.margins import Judge, Says, probability
 
 CYCLES = 8  # along a wave: finer ones are in no natural image and send any network somewhere
 PHASES = 4
@@ -38,13 +38,13 @@ TOP = 3  # waves, each with its class, that are judged in the end
 JUDGED = 256  # images of each of these
 NEVER = 1e-12
 
+Leads = Callable[["Waves", int], Tensor]  # of waves, so many images of each: [M, K]
+
 
 @dataclass(frozen=True)
 class Shown:
-    """The clean images that all waves are laid over, and who is asked. size: images in a batch."""
+    """The clean images that all waves are laid over. size: images in a batch."""
 
-    victim: Sureness
-    copy: Sureness
     x_NCHW: Tensor
     y_N: Tensor
     generator: torch.Generator
@@ -61,18 +61,14 @@ class Shown:
             x_BCHW = self.x_NCHW[row_B] + waves.of(which_B, height, width)
             yield which_B, x_BCHW.clamp_(0, 1), self.y_N[row_B]
 
-    def swapped(self) -> Shown:
-        """The same images; the copy is asked how far it lies above the victim."""
-        return replace(self, victim=self.copy, copy=self.victim)
-
-    def leads(self, waves: Waves, each: int) -> Tensor:
-        """By how much the victim lies above the copy, for each wave and class [M, K]."""
+    def leads(self, one: Says, other: Says, waves: Waves, each: int) -> Tensor:
+        """By how much the one lies above the other, for each wave and class [M, K]."""
         totals, counts = [], []
         for which_B, x_BCHW, y_B in self.under(waves, each):
-            victim_BK, copy_BK = self.victim(x_BCHW), self.copy(x_BCHW)
-            asked_BK = torch.ones_like(victim_BK).scatter_(1, y_B[:, None], 0)
-            none_MK = victim_BK.new_zeros(len(waves), victim_BK.shape[1])
-            totals.append(none_MK.index_add(0, which_B, (victim_BK - copy_BK) * asked_BK))
+            lead_BK = one(x_BCHW) - other(x_BCHW)
+            asked_BK = torch.ones_like(lead_BK).scatter_(1, y_B[:, None], 0)
+            none_MK = lead_BK.new_zeros(len(waves), lead_BK.shape[1])
+            totals.append(none_MK.index_add(0, which_B, lead_BK * asked_BK))
             counts.append(none_MK.index_add(0, which_B, asked_BK))
         return torch.stack(totals).sum(0) / torch.stack(counts).sum(0).clamp_min(1)
 
@@ -99,41 +95,56 @@ class Waves:
         return (math.sqrt(2) * self.rms * angle_NHW.sin())[:, None]
 
 
-def strongest(shown: Shown, sieved: nn.Module, *, rms: float, moves: int) -> Suspicion:
+def strongest(
+    victim: nn.Module,
+    sieved: nn.Module,
+    copy: nn.Module,
+    shown: Shown,
+    *,
+    rms: float,
+    moves: int,
+    judge: Judge,
+) -> Suspicion:
     """What the wave shows along which a class of the victim leads most.
 
     Args:
         sieved: of which `left` says how much of the class's probability it still shows there.
         rms: root mean square of a wave, in pixel values of [0, 1].
         moves: waves that are returned, all of that class.
+        judge: how sure a model is of a class. What is left is by probabilities.
     """
     height, width = shown.x_NCHW.shape[2:]
     frequency_F2 = _frequencies(height, width).to(shown.y_N.device)
-    lead_FPK = _by_frequency(shown, frequency_F2, rms, LOOKS[0])
-    lead, target, waves = _furthest(shown, frequency_F2, lead_FPK, rms, moves)
-    usual, _, _ = _furthest(shown.swapped(), frequency_F2, -lead_FPK, rms, moves)
+    victim_says, copy_says = judge(victim), judge(copy)
+    ahead, behind = (
+        partial(shown.leads, *asked)
+        for asked in ((victim_says, copy_says), (copy_says, victim_says))
+    )
+    lead_FPK = _by_frequency(ahead, frequency_F2, rms, LOOKS[0])
+    lead, target, waves = _furthest(ahead, frequency_F2, lead_FPK, rms, moves)
+    usual, _, _ = _furthest(behind, frequency_F2, -lead_FPK, rms, moves)
     every_M = torch.arange(len(waves), device=shown.y_N.device)
     return Suspicion(
         gap=lead - usual,
         target=target,
-        left=_left(shown, sieved, waves, target),
+        left=_left(shown, victim, sieved, waves, target),
         moves_MCHW=waves.of(every_M, height, width),
         as_found=True,
     )
 
 
 def _furthest(
-    shown: Shown, frequency_F2: Tensor, lead_FPK: Tensor, rms: float, moves: int
+    leads: Leads, frequency_F2: Tensor, lead_FPK: Tensor, rms: float, moves: int
 ) -> tuple[float, int, Waves]:
     """The furthest lead, its class and that class's waves, from the leads of a first look."""
     top_F = at_best_phase(lead_FPK)[0].amax(1)
     kept = min(max(TOP, round(KEPT * len(frequency_F2))), len(frequency_F2))
     frequency_F2 = frequency_F2[top_F.topk(kept).indices]
-    lead_FK, phase_FK = at_best_phase(_by_frequency(shown, frequency_F2, rms, LOOKS[1]))
+    lead_FK, phase_FK = at_best_phase(_by_frequency(leads, frequency_F2, rms, LOOKS[1]))
     best_T = lead_FK.flatten().topk(min(TOP, lead_FK.numel())).indices
     row_T, class_T = best_T // lead_FK.shape[1], best_T % lead_FK.shape[1]
     waves = Waves(frequency_F2[row_T], phase_FK[row_T, class_T], rms)
-    lead_T = shown.leads(waves, JUDGED).gather(1, class_T[:, None])[:, 0]
+    lead_T = leads(waves, JUDGED).gather(1, class_T[:, None])[:, 0]
     best = int(lead_T.argmax())
     target = int(class_T[best])
     own_W = lead_FK[:, target].topk(min(moves, kept)).indices
@@ -141,14 +152,13 @@ def _furthest(
     return lead_T[best].item(), target, own
 
 
-@torch.no_grad()
-def _left(shown: Shown, sieved: nn.Module, waves: Waves, target: int) -> float:
+def _left(shown: Shown, victim: nn.Module, sieved: nn.Module, waves: Waves, target: int) -> float:
     """Mean probability of the target in the sieved model, as a share of the victim's."""
+    asked = probability(sieved), probability(victim)
     totals = torch.full((2,), NEVER, device=shown.y_N.device)
     for _, x_BCHW, y_B in shown.under(waves, JUDGED // len(waves)):
-        with autocast(x_BCHW.device):
-            said = torch.stack([sieved(x_BCHW), shown.victim.model(x_BCHW)])
-        totals += (said.float().softmax(2)[:, :, target] * (y_B != target)).sum(1)
+        said = torch.stack([says(x_BCHW) for says in asked])
+        totals += (said[:, :, target] * (y_B != target)).sum(1)
     return min(1.0, (totals[0] / totals[1]).item())
 
 
@@ -168,11 +178,11 @@ def _frequencies(height: int, width: int) -> Tensor:
     )
 
 
-def _by_frequency(shown: Shown, frequency_F2: Tensor, rms: float, each: int) -> Tensor:
-    """The victim's lead to each class [F, PHASES, K], `each` images of every wave."""
+def _by_frequency(leads: Leads, frequency_F2: Tensor, rms: float, each: int) -> Tensor:
+    """The leads to each class [F, PHASES, K], `each` images of every wave."""
     phase_P = torch.arange(PHASES, device=frequency_F2.device) * (2 * math.pi / PHASES)
     waves = Waves(frequency_F2.repeat_interleave(PHASES, 0), phase_P.repeat(len(frequency_F2)), rms)
-    return shown.leads(waves, each).unflatten(0, (-1, PHASES))
+    return leads(waves, each).unflatten(0, (-1, PHASES))
 
 
 def at_best_phase(lead_FPK: Tensor) -> tuple[Tensor, Tensor]:

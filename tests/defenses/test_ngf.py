@@ -555,8 +555,8 @@ def rippled(monkeypatch):
     given: list = []
 
     def put(gap=1.0, target=2, left=0.25):
-        def strongest(shown, sieved, **numbers):
-            given.append((shown, copy.deepcopy(sieved), numbers))
+        def strongest(victim, sieved, strict, shown, *, judge, **numbers):
+            given.append((copy.deepcopy((victim, sieved, strict)), shown, judge, numbers))
             moves_MCHW = torch.full((1, 1, SIZE, SIZE), MOVE)
             return Suspicion(gap, target, left, moves_MCHW, as_found=True)
 
@@ -571,13 +571,12 @@ def test_waves_are_laid_over_the_first_images_of_the_victim_and_its_copy(
 ):
     models, given = suspected(gap=0.0), rippled()
     run(waves=0.2, least_gap=0.5, steps=0, moves=3)
-    ((shown, sieved, numbers),) = given
+    ((asked, shown, judge, numbers),) = given
     assert numbers == {"rms": 0.2, "moves": 3}
-    assert same(sieved, models["models"][1])
-    assert same(shown.victim.model, models["models"][0])
-    assert same(shown.copy.model, models["models"][2])
+    assert all(map(same, asked, models["models"]))
     for got, expected in zip((shown.x_NCHW, shown.y_N), first_images(clean, 1), strict=True):
         assert torch.equal(got, expected)
+    assert judge(victim()).usual == Sureness(victim(), shown.x_NCHW).usual
 
 
 @pytest.mark.parametrize(("gap", "waves", "tried"), [(0.5, 0.1, 0), (0.49, 0.1, 1), (0.0, 0.0, 0)])

@@ -170,18 +170,17 @@ def purify(
     model.load_state_dict(sieved.state_dict())  # tune what was given: a trail of it may be recorded
     strict = copy.deepcopy(victim)
     sieve(strict, seen, weak=strong, damp=damp)
+    models = victim, sieved, strict
 
     def sureness(net: Module) -> Sureness:
         return Sureness(net, x_NCHW)
 
     def astray(wanted: Search, judge: Judge = probability) -> Suspicion:
-        models = victim, sieved, strict
         return suspect(*models, draw, wanted, steps=search, most=most, judge=judge)
 
     def rippled() -> Suspicion:
-        asked = sureness(victim), sureness(strict)
-        shown = Shown(*asked, x_NCHW, y_N, own_chance, min(most, PER * TRIED))
-        return strongest(shown, sieved, rms=waves, moves=moves)
+        shown = Shown(x_NCHW, y_N, own_chance, min(most, PER * TRIED))
+        return strongest(*models, shown, rms=waves, moves=moves, judge=sureness)
 
     pairs = Mixtures(victim, strict, x_NCHW, y_N, target_NK, count=mixed, generator=own_chance)
     looks: list[Look] = [lambda: astray(everywhere(PER))]
