@@ -10,6 +10,8 @@ from ngf import launch
 if TYPE_CHECKING:
     import torch
 
+MAX_ISA = "ONEDNN_MAX_CPU_ISA"  # oneDNN's own: the instructions that it may use at most
+
 
 def pick() -> torch.device:
     """The GPU where there is one, else the CPU: the same command runs on both.
@@ -27,9 +29,11 @@ def pick() -> torch.device:
 def deterministic(seed: int) -> torch.device:
     """Seed everything, ask torch for reproducible kernels, and return the device.
 
-    The same seed gives the same bytes on one kind of CPU with one number of threads. On a GPU
-    torch keeps that promise only where a deterministic kernel exists (it warns where not), and
-    two models of GPU differ in any case.
+    The same seed gives the same bytes on one kind of CPU with one number of threads. So it does on
+    processors of several kinds that have bf16, where MAX_ISA holds them to what they share
+    (AVX512_CORE_BF16: seen on an AMD EPYC and an Intel Xeon with AMX). On a GPU torch keeps that
+    promise only where a deterministic kernel exists (it warns where not), and two models of GPU
+    differ in any case.
     """
     import os
 

@@ -63,6 +63,14 @@ def test_every_cell_is_measured_once_and_resumed(small):
     assert times == {file: file.stat().st_mtime_ns for file in files(chosen)}
 
 
+@pytest.mark.parametrize("limit", [None, "AVX2"])
+def test_a_cell_says_which_instructions_it_was_held_to(monkeypatch, limit):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    if limit:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert cell._machine(1).get("max_isa") == limit
+
+
 def files(chosen):
     return [cell.file(*one) for one in chosen.cells()]
 

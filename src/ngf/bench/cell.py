@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -153,8 +154,10 @@ def _machine(threads: int) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if where.type == "cuda" else _processor()
     versions = {package: version(package) for package in ("ngf", "torch", "numpy")}
     versions["python"] = platform.python_version()
+    limit = os.environ.get(device.MAX_ISA)
     return {
-        "hardware": name, "threads": threads, "versions": versions,
+        "hardware": name, **({"max_isa": limit} if limit else {}),
+        "threads": threads, "versions": versions,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip
 
