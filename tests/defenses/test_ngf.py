@@ -668,15 +668,18 @@ def test_where_a_class_draws_mixtures_what_joining_adds_is_sieved_too(run, leadi
     assert same(purified.model, model)
 
 
-@pytest.mark.parametrize("firm", [0.0, 0.2])
-def test_hard_mixtures_are_shown_and_for_longer(run, leading, displays, firm):
+@pytest.mark.parametrize(
+    ("firm", "answered", "count"),
+    [(0.0, 1.0, BATCH), (0.2, 1.0, BATCH), (0.2, 2.5, 5 * BATCH // 2)],
+)
+def test_hard_mixtures_are_shown_and_for_longer(run, leading, displays, firm, answered, count):
     given = leading()
-    run(**DRAWN | {"mixed_firm": firm}, **NO_SECOND)
+    run(**DRAWN | {"mixed_firm": firm, "answered": answered}, **NO_SECOND)
     assert len(given) == (firm > 0)
     assert len(displays["shown"]) == 2 * SHORT["steps"]
     for (x_NCHW, _), (shown_NCHW, p_NK) in displays["shown"]:
         assert torch.equal(shown_NCHW[:BATCH], x_NCHW)
-        assert len(shown_NCHW) == len(p_NK) == 2 * BATCH
+        assert len(shown_NCHW) == len(p_NK) == BATCH + count
 
 
 @pytest.mark.parametrize(
@@ -715,11 +718,13 @@ def test_without_a_leading_class_mixtures_are_shown_as_the_victim_answers_them(
     assert not count or not torch.equal(mixed[0], mixed[1])
 
 
-def test_of_large_images_no_more_mixtures_are_answered_than_clean_images(
-    run, displays, monkeypatch
+@pytest.mark.parametrize("lead", [0.0, 1.0])
+def test_of_large_images_no_more_mixtures_are_shown_than_clean_images(
+    run, leading, displays, monkeypatch, lead
 ):
+    leading(lead)
     monkeypatch.setattr(ngf, "IN_A_STEP", 1)
-    run(answered=3.0, search=1, **NO_SECOND)
+    run(**DRAWN | {"answered": 3.0}, search=1, **NO_SECOND)
     assert all(len(shown[0]) == 2 * BATCH for _, shown in displays["shown"])
 
 

@@ -116,10 +116,11 @@ def purify(
         views: augmented passes over the clean split for the sieve and for the Fisher.
         mixed: pairs of clean images that are mixed and shown to the victim.
         mixed_lead, mixed_gap: from which lead, or gap of two classes (`ngf.mixtures`), on the model
-            is sieved against what joining adds, mu being mixed_firm, and the last move shows as
-            many of the hard mixtures as clean images, and makes mixed_longer times the steps; not
-            where their third class is the one that is suspected without doubt already.
-        answered: below both, mixtures shown for each clean image, as the victim answers them.
+            is sieved against what joining adds, mu being mixed_firm, and the last move shows the
+            hard mixtures and makes mixed_longer times the steps; not where their third class is the
+            one that is suspected without doubt already.
+        answered: mixtures shown for each clean image: the hard ones or, below both, any, as the
+            victim answers them.
         steps, batch_size: natural-gradient steps and the clean images of each.
         layers, fisher, lr, eta, damping, damping_last: see `ngf.fisher.natural.Rule`.
         shift: pixels of random translation in every view.
@@ -203,15 +204,15 @@ def purify(
         sieve_against(model, seen, added, weak=SLIGHT, firm=firmness)
         more.append(_moved(move, part * share))
     third = pairs.drawn_to(mixed_lead, mixed_gap)
+    size = min(max(own.size, most), round(answered * own.size))
     if third < 0:
-        size = min(max(own.size, most), round(answered * own.size))
         more.append(_answered(pairs, victim, size))
     elif not (suspected and found.gap >= sure_gap and found.target == third):
         if mixed_firm:
             added = pairs.added(model, max(1, min(JOINED, AT_ONCE // (3 * pixels))))
             sieve_against(model, seen, added, weak=SLIGHT, firm=mixed_firm)
         steps = round(mixed_longer * steps)
-        more.append(lambda batch: pairs.hard(len(batch[1])))
+        more.append(lambda _: pairs.hard(size))
     show = _shown(victim, trust, more)
     tuned = descend(model, own, steps=steps, views=views, rule=rule, generator=generator, show=show)
     notes = {
