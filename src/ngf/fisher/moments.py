@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from ngf.hooks import at_inputs
 from ngf.models import head
 
 Layer = nn.Conv2d | nn.Linear
+Added = Callable[[Tensor], Tensor]  # of a layer's inputs, those of all images: what was added
 WIDEST = 8192  # inputs of a layer; the moments of a wider one (VGG's first linear one) are too many
 
 
@@ -40,22 +41,17 @@ def input_moments(model: nn.Module, x_NCHW: Tensor) -> dict[str, Tensor]:
     return found
 
 
-@torch.no_grad()
 def displacement_moments(model: nn.Module, x_NCHW: Tensor, moved_NCHW: Tensor) -> dict[str, Tensor]:
     """D of every layer but the head: the moments of what the displacement adds to its inputs."""
     assert x_NCHW.shape == moved_NCHW.shape, "every image is moved"
-    found: dict[str, Tensor] = {}
 
-    def look(name: str, layer: Layer, u: Tensor) -> None:
-        before, after = u.float().chunk(2)
-        found[name] = input_moment(layer, after - before)
+    def added(u: Tensor) -> Tensor:
+        before, after = u.chunk(2)
+        return after - before
 
-    with at_inputs(filtered_layers(model), look), autocast(x_NCHW.device):
-        model(torch.cat([x_NCHW, moved_NCHW]))
-    return found
+    return _moments_of(added, model, x_NCHW, moved_NCHW)
 
 
-@torch.no_grad()
 def joining_moments(
     model: nn.Module, one_NCHW: Tensor, two_NCHW: Tensor, upright_N: Tensor
 ) -> dict[str, Tensor]:
@@ -68,15 +64,24 @@ def joining_moments(
     Args:
         upright_N: see `join`.
     """
+
+    def added(u: Tensor) -> Tensor:
+        one, two, both = u.chunk(3)
+        return both - _apart(one, two, both, upright_N)
+
+    return _moments_of(added, model, one_NCHW, two_NCHW, join(one_NCHW, two_NCHW, upright_N))
+
+
+@torch.no_grad()
+def _moments_of(added: Added, model: nn.Module, *images: Tensor) -> dict[str, Tensor]:
+    """The moments of what `added` makes of each layer's inputs, of one pass of all images."""
     found: dict[str, Tensor] = {}
 
     def look(name: str, layer: Layer, u: Tensor) -> None:
-        one, two, both = u.float().chunk(3)
-        found[name] = input_moment(layer, both - _apart(one, two, both, upright_N))
+        found[name] = input_moment(layer, added(u.float()))
 
-    both_NCHW = join(one_NCHW, two_NCHW, upright_N)
-    with at_inputs(filtered_layers(model), look), autocast(one_NCHW.device):
-        model(torch.cat([one_NCHW, two_NCHW, both_NCHW]))
+    with at_inputs(filtered_layers(model), look), autocast(images[0].device):
+        model(torch.cat(images))
     return found
 
 
