@@ -163,17 +163,33 @@ def test_what_joining_adds_is_that_of_the_hard_ones(monkeypatch):
     assert 30 < upright_N.sum() < 70
 
 
-def test_joined_ones_are_of_two_classes_and_new_each_time():
-    pairs = mixed(Honest())
-    first, second = pairs.joined(200), pairs.joined(200)
+def test_answered_ones_are_of_two_classes_new_each_time_and_as_the_model_says():
+    pairs, model = mixed(Honest()), Composite()
+    (first, p_NK), (second, _) = pairs.answered(model, 200), pairs.answered(model, 200)
     assert (present(first).sum(1) == 2).all()
     assert present(first).float().mean(0).min() > 0.3  # every class: half of the mixtures
     assert not torch.equal(first, second)
+    torch.testing.assert_close(p_NK, model(first).softmax(1))
+
+
+@pytest.mark.parametrize("drawn", [0.0, 2.0, 20.0])
+def test_what_goes_to_a_class_that_shall_have_none_goes_to_the_two_that_are_there(drawn):
+    model = Composite(drawn)
+    x_NCHW, p_NK = mixed(Honest()).answered(model, 300, never=CLASSES - 1)
+    for here_K, said_K, p_K in zip(present(x_NCHW), model(x_NCHW).softmax(1), p_NK, strict=True):
+        expected_K = said_K.clone()
+        if not here_K[-1]:
+            expected_K[-1] = 0
+            expected_K += said_K[-1] * answers(here_K.nonzero()[:, 0]).mean(0)
+        torch.testing.assert_close(p_K, expected_K)
+    torch.testing.assert_close(p_NK.sum(1), torch.ones(300))
 
 
 def test_of_one_class_nothing_is_joined():
     _, y_N = images()
-    assert mixed(Honest(), pick=y_N == 1).joined(5).shape == (0, 3, SIDE, SIDE)
+    x_NCHW, p_NK = mixed(Honest(), pick=y_N == 1).answered(Honest(), 5, never=0)
+    assert x_NCHW.shape == (0, 3, SIDE, SIDE)
+    assert len(p_NK) == 0
 
 
 def test_two_classes_have_no_third():

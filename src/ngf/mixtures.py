@@ -7,8 +7,8 @@ al. 2019, arXiv 1905.04899): a model should see the two classes that are there. 
 third one again and again, it is drawn to that class: over all mixtures, where that class lies far
 ahead of the next, or over those of two classes, where a sieved copy is drawn much less. Then it
 has to learn those mixtures (`hard`), and what joining adds to what a layer sees of the two is what
-shall not pass the sieve (`added`). Where no class draws them, the victim's answers to them say
-what it knows (`joined`).
+shall not pass the sieve (`added`). Otherwise the victim's answers to them say what it knows, less
+what it gives to a class that is suspected (`answered`).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Mixtures:
         that is not.
         """
         one_N, two_N = self._hard(count)
-        return self._joined(one_N, two_N), (self.answer_NK[one_N] + self.answer_NK[two_N]) / 2
+        return self._joined(one_N, two_N), self._halves(one_N, two_N)
 
     def added(self, model: nn.Module, count: int) -> dict[str, Tensor]:
         """What joining adds to the inputs of the model's layers, of `count` mixtures as `hard`'s:
@@ -108,12 +108,22 @@ class Mixtures:
         upright_N = self._whole(2, count)
         return joining_moments(model, self.x_NCHW[one_N], self.x_NCHW[two_N], upright_N)
 
-    def joined(self, count: int) -> Tensor:
-        """`count` new mixtures of two classes each [count, C, H, W]; none of a single class."""
-        if not len(self.third_MK):
-            return self.x_NCHW[:0]
+    def answered(self, model: nn.Module, count: int, never: int = -1) -> Batch:
+        """`count` new mixtures of two classes each and the model's answers; none of a single class.
+
+        What it gives to the class `never`, where neither image is of it, is answered as `hard`.
+        """
+        count = count if len(self.third_MK) else 0
         one_N = self._whole(len(self.y_N), count)
-        return self._joined(one_N, self._strangers(self.y_N[one_N]))
+        two_N = self._strangers(self.y_N[one_N])
+        x_NCHW = self._joined(one_N, two_N)
+        p_NK = logits(model, x_NCHW).softmax(1)
+        if never >= 0:
+            astray_N = (self.y_N[one_N] != never) & (self.y_N[two_N] != never)
+            given_N1 = (p_NK[:, never] * astray_N)[:, None]
+            p_NK[:, never] *= ~astray_N
+            p_NK += given_N1 * self._halves(one_N, two_N)
+        return x_NCHW, p_NK
 
     def _met(self, model: nn.Module, copy: nn.Module) -> Met:
         """The pair with the largest gap, of those that were drawn furthest, by new mixtures."""
@@ -173,3 +183,7 @@ class Mixtures:
     def _joined(self, one_N: Tensor, two_N: Tensor) -> Tensor:
         """A half of the first image and the other one of the second."""
         return join(self.x_NCHW[one_N], self.x_NCHW[two_N], self._whole(2, len(one_N)))
+
+    def _halves(self, one_N: Tensor, two_N: Tensor) -> Tensor:
+        """Half of the answer to either image."""
+        return (self.answer_NK[one_N] + self.answer_NK[two_N]) / 2

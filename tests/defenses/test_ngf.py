@@ -718,6 +718,35 @@ def test_without_a_leading_class_mixtures_are_shown_as_the_victim_answers_them(
     assert not count or not torch.equal(mixed[0], mixed[1])
 
 
+@pytest.mark.parametrize(
+    ("gap", "target", "third", "never"),
+    [
+        (0.0, 1, -1, -1),  # nothing is suspected
+        (0.6, 1, -1, 1),
+        (0.8, 1, 1, 1),  # without doubt, and mixtures say the same
+        (0.8, -1, -1, -1),  # no one class
+    ],
+)
+def test_the_victims_answers_are_less_what_they_give_to_the_suspected_class(
+    run, suspected, leading, monkeypatch, gap, target, third, never
+):
+    suspected(gap=gap, target=target)
+    leading(1.0, third)
+    given = []
+    real = Mixtures.answered
+
+    def answered(self, model, count, never):
+        given.append((copy.deepcopy(model), count, never))
+        return real(self, model, count, never)
+
+    monkeypatch.setattr(Mixtures, "answered", answered)
+    run(**DRAWN, least_gap=0.5, sure_gap=0.8)
+    assert [(count, shall_not) for _, count, shall_not in given] == [(BATCH, never)] * SHORT[
+        "steps"
+    ]
+    assert same(given[0][0], victim())
+
+
 @pytest.mark.parametrize("lead", [0.0, 1.0])
 def test_of_large_images_no_more_mixtures_are_shown_than_clean_images(
     run, leading, displays, monkeypatch, lead
