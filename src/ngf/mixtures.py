@@ -8,7 +8,7 @@ third one again and again, it is drawn to that class: over all mixtures, where t
 ahead of the next, or over those of two classes, where a sieved copy is drawn much less. Then it
 has to learn those mixtures (`hard`), and what joining adds to what a layer sees of the two is what
 shall not pass the sieve (`added`). Otherwise the victim's answers to them say what it knows, less
-what it gives to a class that is suspected (`answered`).
+what it gives to a third class that is known to be the attacker's (`answered`).
 """
 
 from __future__ import annotations

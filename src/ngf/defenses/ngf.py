@@ -11,8 +11,7 @@ defense uses the paper's means in four moves:
 3. Sieve again, against what leads it astray.
 4. Recover. Natural gradient on batch norms and head, with the Fisher-weighted anchor, on clean
    images, on some of them under what was found, and on mixtures of two clean images: as the victim
-   answers them but for the class that is suspected or, where they draw it to a third class, as they
-   should be answered.
+   answers them or, where they draw it to a third class, as they should be answered.
 
 It makes use of what batch norm remembers of triggered images, does not need it, and works without
 batch norm, tuning the head alone in the end.
@@ -120,8 +119,8 @@ def purify(
             is sieved against what joining adds, mu being mixed_firm, and the last move shows the
             hard mixtures and makes mixed_longer times the steps; not where their third class is the
             one that is suspected without doubt already.
-        answered: mixtures shown for each clean image: the hard ones or, otherwise, any, as the
-            victim answers them, less what it gives to the class that is suspected.
+        answered: mixtures shown for each clean image: the hard ones or, below both, any, as the
+            victim answers them; or, where the third class is known so, less what it gives to it.
         steps, batch_size: natural-gradient steps and the clean images of each.
         layers, fisher, lr, eta, damping, damping_last: see `ngf.fisher.natural.Rule`.
         shift: pixels of random translation in every view.
@@ -208,8 +207,7 @@ def purify(
     size = min(max(own.size, most), round(answered * own.size))
     known = suspected and found.gap >= sure_gap and found.target == third
     if third < 0 or known:
-        never = found.target if suspected else -1
-        more.append(lambda _: pairs.answered(victim, size, never))
+        more.append(lambda _: pairs.answered(victim, size, third))
     else:
         if mixed_firm:
             added = pairs.added(model, max(1, min(JOINED, AT_ONCE // (3 * pixels))))
