@@ -251,7 +251,7 @@ def told(monkeypatch, victim_MK, sieved_MK, usual_M) -> Suspicion:
     """What these strays make of it; displacement m is m everywhere."""
     strays = [
         torch.tensor([[[u, 0.0] for u in usual_M]]),
-        torch.tensor([victim_MK, sieved_MK, victim_MK]),
+        torch.tensor([victim_MK, sieved_MK]),
     ]
     moves_MCHW = torch.arange(float(len(victim_MK)))[:, None, None, None]
     monkeypatch.setattr(exposure, "led_astray", lambda *args, **options: moves_MCHW)

@@ -66,7 +66,7 @@ def test_a_model_that_names_nothing_is_sure_of_nothing():
 
 
 def test_many_images_go_through_in_parts_and_no_gradient_is_kept(monkeypatch):
-    monkeypatch.setattr(margins, "AT_ONCE", 8)
+    monkeypatch.setattr(margins, "CHUNK", 8)
     model = Logits()
     x_NCHW = torch.randn(20, 3, 1, 1, requires_grad=True)
     assert not Sureness(model, x_NCHW)(x_NCHW[:5]).requires_grad

@@ -70,9 +70,9 @@ def sureness(model) -> Sureness:
     return Sureness(model, images()[0])
 
 
-def found(victim, copy=None, seed=0, sieved=None, moves=1, size=32, judge=sureness):
+def found(victim, copy=None, seed=0, sieved=None, moves=1, judge=sureness):
     models = victim, sieved or victim, copy or Linear()
-    return strongest(*models, shown(seed, size), rms=RMS, moves=moves, judge=judge)
+    return strongest(*models, shown(seed), rms=RMS, moves=moves, judge=judge)
 
 
 def alike(one_1HW, two_1HW) -> float:

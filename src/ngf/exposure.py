@@ -126,11 +126,10 @@ def suspect(
     control_MCHW = led_astray(copy, victim, draw, search, steps=steps, size=size)
     batches = list(draw(size, steps))
     usual = _strays([judge(copy)], victim, control_MCHW, batches).sum(2).max()
-    asked = [judge(victim), probability(sieved)]
-    if judge is not probability:
-        asked.append(probability(victim))
-    victim_MK, after_MK, *by_p = _strays(asked, copy, found_MCHW, batches)
-    before_MK = by_p[0] if by_p else victim_MK
+    judges = dict.fromkeys((judge, probability))  # one where both are the same
+    asked = [*(each(victim) for each in judges), probability(sieved)]
+    *told, after_MK = _strays(asked, copy, found_MCHW, batches)
+    victim_MK, before_MK = told[0], told[-1]
     stray_M = victim_MK.sum(1)
     gap = stray_M.max() - usual
     kept_M = stray_M >= stray_M.max() - gap.clamp_min(0) / 2

@@ -17,7 +17,7 @@ from ngf.device import autocast
 Says = Callable[[Tensor], Tensor]  # of images [N, C, H, W], for each class [N, K] in [0, 1]
 Judge = Callable[[nn.Module], Says]
 
-AT_ONCE = 512  # images in one forward pass
+CHUNK = 512  # images in one forward pass
 TINY = 1e-6
 
 
@@ -31,7 +31,7 @@ class Sureness:
 
     def __init__(self, model: nn.Module, x_NCHW: Tensor) -> None:
         self.model = model
-        parts = [logits(model, part) for part in x_NCHW.split(AT_ONCE)]
+        parts = [logits(model, part) for part in x_NCHW.split(CHUNK)]
         self.usual = margins(torch.cat(parts)).amax(1).median().clamp_min(TINY)
 
     def __call__(self, x_NCHW: Tensor) -> Tensor:

@@ -20,10 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from ngf.fisher.moments import join, joining_moments
-from ngf.margins import logits
+from ngf.margins import CHUNK, logits
 from ngf.training import Batch
 
-CHUNK = 512  # mixtures in one forward pass
 LITTLE = 0.02  # a draw below it is nobody's
 AGAIN, EACH = 16, 64  # pairs of classes that are looked at again, and new mixtures of each
 
