@@ -166,3 +166,23 @@ def test_compilation_is_byte_stable(tmp_path):
         contents.append({file.name: file.read_bytes() for file in out.iterdir()})
     assert contents[0] == contents[1]
     assert len(contents[0]) == 3
+
+
+# Messages, checks of numbers, where tensors live: a change there changes no result.
+HOUSE = {"params", "progress", "device", "errors"}
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / "src/ngf/defenses").glob("*.py")), ids=lambda f: f.stem
+)
+def test_purify_runs_again_when_what_a_defense_is_made_of_changes(file):
+    """dvc.yaml names every room that a defense imports from."""
+    import ast
+
+    text = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["purify"]["deps"]
+    deps = {one.removeprefix("src/ngf/").removesuffix(".py") for one in text}
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "ngf":
+            rooms = [node.module] if "." in node.module else [f"ngf.{a.name}" for a in node.names]
+            used = {room.split(".")[1] for room in rooms} - HOUSE
+            assert used - {"defenses", "datasets"} <= deps, f"{file.name}: {used}"
