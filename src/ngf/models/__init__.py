@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ngf import params, plugins
 from ngf.errors import InputError
+from ngf.models import _narrow
 
 Norm = nn.BatchNorm2d | nn.GroupNorm | nn.LayerNorm
 
@@ -32,6 +33,7 @@ class Classifier(nn.Module):
         self, net: nn.Module, mean: list[float], std: list[float], card: Mapping[str, Any]
     ) -> None:
         super().__init__()
+        _narrow.mend(net)
         self.net = net
         self.card = dict(card)
         # On the network's own device at construction; they are numbers of the card, not weights.
