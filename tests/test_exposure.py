@@ -11,6 +11,7 @@ from ngf.exposure import (
     RADIUS,
     TRIED,
     Suspicion,
+    added,
     everywhere,
     led_astray,
     led_to,
@@ -349,7 +350,8 @@ def test_a_stray_is_what_its_definition_says(sizes):
     moves_MCHW[4, :, 0] = torch.tensor([-1.0, -1, -1, 0])  # the copy names class 0 always
     images = Images()
     batches = [images.batch(size) for size in sizes]
-    got_2MK = exposure._strays([*map(probability, models)], copied, moves_MCHW, batches)
+    asked = [*map(probability, models)]
+    got_2MK = exposure._strays(asked, copied, added, moves_MCHW, batches)
     for got_MK, model in zip(got_2MK, models, strict=True):
         torch.testing.assert_close(got_MK, strayed(model, copied, moves_MCHW, batches))
     assert got_2MK[0].sum() > 0.1
@@ -359,7 +361,8 @@ def test_where_the_copy_is_never_right_nothing_strays():
     wrong = honest()
     wrong.register_forward_hook(lambda _, args, said_NK: said_NK.roll(1, 1))
     moves_MCHW = torch.zeros(2, 1, SIDE, SIDE)
-    got_1MK = exposure._strays([probability(backdoored())], wrong, moves_MCHW, [Images().batch(20)])
+    asked, batches = [probability(backdoored())], [Images().batch(20)]
+    got_1MK = exposure._strays(asked, wrong, added, moves_MCHW, batches)
     assert torch.equal(got_1MK, torch.zeros(1, 2, CLASSES))
 
 

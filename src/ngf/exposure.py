@@ -16,10 +16,12 @@ backdoor may send each class to another one.
 A patch of a few pixels takes little of a displacement's length, and on a sharp network the whole
 image's gradients drown it. Where displacements of the whole image show nothing, the same search is
 made in *windows*: each displacement has a part of the image for itself, and all of the length.
+Other displacements are no sum, as warps (`warps.py`): a search says what it does to an image.
 """
 
 from __future__ import annotations
 
+import abc
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ from ngf.training import Batch
 
 Draw = Callable[[int, int], Iterable[Batch]]  # (images of a batch, batches)
 Loss = Callable[[Tensor, Tensor], Tensor]  # of displaced images and their labels
+Displace = Callable[[Tensor, Tensor], Tensor]  # images [N, C, H, W], each by its own displacement
 
 TRIED = 8  # displacements of the whole image that are searched together
 RADIUS = 0.02  # their largest root mean square, in pixel values of [0, 1]
@@ -45,31 +48,63 @@ MAJORITY = 0.5  # of what is led astray, for a class to be called the target
 NEVER = 1e-12
 
 
-@dataclass(frozen=True)
-class Search:
-    """Which displacements are searched together.
+def added(x_NCHW: Tensor, moves_NCHW: Tensor) -> Tensor:
+    """The images plus their displacements, in [0, 1]."""
+    return (x_NCHW + moves_NCHW).clamp(0, 1)
 
-    mask_M1HW: 1 where each may lie, 0 elsewhere; sides of 1 are the whole image's. radius: their
-    largest root mean square, over the whole image. each: images of a step under each, if there is
-    memory for them. as_found: as in `Suspicion`.
+
+@dataclass(frozen=True)
+class Search(abc.ABC):
+    """Which displacements are searched together, and what they are made of.
+
+    radius: their largest root mean square. each: images of a step under each, if there is memory
+    for them. displace: what one does to an image. as_found: as in `Suspicion`.
     """
 
-    mask_M1HW: Tensor
     radius: float
     each: int
+    displace: Displace = added
     as_found: bool = False
 
+    @abc.abstractmethod
     def __len__(self) -> int:
-        return len(self.mask_M1HW)
+        """How many there are."""
+
+    @abc.abstractmethod
+    def start(self, x_NCHW: Tensor) -> Tensor:
+        """Numbers that make displacements of no length of these images, four dimensions."""
+
+    @abc.abstractmethod
+    def made(self, numbers_M: Tensor, x_NCHW: Tensor) -> Tensor:
+        """The displacements that they make; linear in them."""
 
     def images(self, most: int) -> int:
         """Of a step: so many at most, but one for each."""
         return max(len(self), min(most, self.each * len(self)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Within(Search):
+    """Displacements that are added, each where its mask [M, 1, H, W] is 1 and not 0.
+
+    A mask with sides of 1 is the whole image's.
+    """
+
+    mask_M1HW: Tensor
+
+    def __len__(self) -> int:
+        return len(self.mask_M1HW)
+
+    def start(self, x_NCHW: Tensor) -> Tensor:
+        return x_NCHW.new_zeros(len(self), *x_NCHW.shape[1:])
+
+    def made(self, numbers_M: Tensor, x_NCHW: Tensor) -> Tensor:
+        return numbers_M * self.mask_M1HW.to(x_NCHW.device)
+
+
 def everywhere(each: int, *, moves: int = TRIED, radius: float = RADIUS) -> Search:
     """Displacements of the whole image."""
-    return Search(torch.ones(moves, 1, 1, 1), radius, each)
+    return Within(radius, each, mask_M1HW=torch.ones(moves, 1, 1, 1))
 
 
 def windows(height: int, width: int, radius: float) -> Search:
@@ -82,7 +117,7 @@ def windows(height: int, width: int, radius: float) -> Search:
             for side, at in ((height, i), (width, j))
         )
         mask_HW[down, across] = 1
-    return Search(mask_M1HW, radius, IN_A_WINDOW, as_found=True)
+    return Within(radius, IN_A_WINDOW, as_found=True, mask_M1HW=mask_M1HW)
 
 
 @dataclass(frozen=True)
@@ -91,15 +126,16 @@ class Suspicion:
 
     gap: how much further it strays than its copy, in [-1, 1]. target: the class that takes most of
     what is led astray, or -1 where none takes half. left: how much the sieved model strays there,
-    as a share of the victim, in [0, 1]. moves_MCHW: the displacements that lead furthest. as_found:
-    whether these stand for the backdoor as they are, because gradients over the whole image would
-    not find their like.
+    as a share of the victim, in [0, 1]. moves_MCHW: the displacements that lead furthest.
+    displace: what they do to an image. as_found: whether they stand for the backdoor as they are,
+    because gradients over the whole image would not find their like.
     """
 
     gap: float
     target: int
     left: float
     moves_MCHW: Tensor
+    displace: Displace = added
     as_found: bool = False
 
 
@@ -125,10 +161,11 @@ def suspect(
     found_MCHW = led_astray(victim, copy, draw, search, steps=steps, size=size)
     control_MCHW = led_astray(copy, victim, draw, search, steps=steps, size=size)
     batches = list(draw(size, steps))
-    usual = _strays([judge(copy)], victim, control_MCHW, batches).sum(2).max()
+    displace = search.displace
+    usual = _strays([judge(copy)], victim, displace, control_MCHW, batches).sum(2).max()
     judges = dict.fromkeys((judge, probability))  # one where both are the same
     asked = [*(each(victim) for each in judges), probability(sieved)]
-    *told, after_MK = _strays(asked, copy, found_MCHW, batches)
+    *told, after_MK = _strays(asked, copy, displace, found_MCHW, batches)
     victim_MK, before_MK = told[0], told[-1]
     stray_M = victim_MK.sum(1)
     gap = stray_M.max() - usual
@@ -141,6 +178,7 @@ def suspect(
         target=most if taken_K[most] >= MAJORITY * all_taken else -1,
         left=left.clamp_max(1).item(),
         moves_MCHW=found_MCHW[kept_M],
+        displace=displace,
         as_found=search.as_found,
     )
 
@@ -183,19 +221,20 @@ def _descended(loss: Loss, batches: Iterable[Batch], search: Search, steps: int)
     """
     radius = search.radius
     lengths = torch.linspace(FIRST * radius, LAST * radius, steps).tolist()
-    moves_MCHW = course_MCHW = mask_M1HW = torch.empty(0)
+    numbers_M = course_M = found_MCHW = torch.empty(0)
     for length, (x_NCHW, y_N) in zip(lengths, batches, strict=True):
-        if not len(moves_MCHW):
-            moves_MCHW = x_NCHW.new_zeros(len(search), *x_NCHW.shape[1:]).requires_grad_()
-            course_MCHW = torch.zeros_like(moves_MCHW)
-            mask_M1HW = search.mask_M1HW.to(x_NCHW.device)
-        (slope_MCHW,) = torch.autograd.grad(loss(_moved(x_NCHW, moves_MCHW), y_N), [moves_MCHW])
+        if not len(numbers_M):
+            numbers_M = search.start(x_NCHW).requires_grad_()
+            course_M = torch.zeros_like(numbers_M)
+        moves_MCHW = search.made(numbers_M, x_NCHW)
+        moved_NCHW = search.displace(x_NCHW, _in_turn(moves_MCHW, len(x_NCHW)))
+        (slope_M,) = torch.autograd.grad(loss(moved_NCHW, y_N), [numbers_M])
         with torch.no_grad():
-            slope_MCHW = slope_MCHW * mask_M1HW
-            course_MCHW = MOMENTUM * course_MCHW + slope_MCHW / _rms(slope_MCHW)
-            moves_MCHW -= length * course_MCHW / _rms(course_MCHW)
-            moves_MCHW *= (radius / _rms(moves_MCHW)).clamp_max(1)
-    return moves_MCHW.detach()
+            course_M = MOMENTUM * course_M + slope_M / _rms(slope_M)
+            numbers_M -= length * course_M / _rms(search.made(course_M, x_NCHW))
+            numbers_M *= (radius / _rms(search.made(numbers_M, x_NCHW))).clamp_max(1)
+            found_MCHW = search.made(numbers_M, x_NCHW)
+    return found_MCHW
 
 
 def _staying(logits_NK: Tensor, y_N: Tensor) -> Tensor:
@@ -206,7 +245,11 @@ def _staying(logits_NK: Tensor, y_N: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _strays(
-    asked: Sequence[Says], copy: nn.Module, moves_MCHW: Tensor, batches: Iterable[Batch]
+    asked: Sequence[Says],
+    copy: nn.Module,
+    displace: Displace,
+    moves_MCHW: Tensor,
+    batches: Iterable[Batch],
 ) -> Tensor:
     """What they say of each false class along each displacement, mean [asked, M, K].
 
@@ -214,7 +257,7 @@ def _strays(
     """
     totals, counts = [], []
     for x_NCHW, y_N in batches:
-        moved_NCHW = _moved(x_NCHW, moves_MCHW)
+        moved_NCHW = displace(x_NCHW, _in_turn(moves_MCHW, len(x_NCHW)))
         said_SNK = torch.stack([says(moved_NCHW) for says in asked])
         with autocast(x_NCHW.device):
             right_N = (copy(moved_NCHW).argmax(1) == y_N).float()
@@ -227,11 +270,11 @@ def _strays(
     return torch.stack(totals).sum(0) / torch.stack(counts).sum(0)[:, None].clamp_min(1)
 
 
-def _moved(x_NCHW: Tensor, moves_MCHW: Tensor) -> Tensor:
-    """Image n under displacement n mod M. Repeated, not indexed: the gradient of an index adds up
-    in no set order where several threads do it."""
-    turns = -(-len(x_NCHW) // len(moves_MCHW))
-    return (x_NCHW + moves_MCHW.repeat(turns, 1, 1, 1)[: len(x_NCHW)]).clamp(0, 1)
+def _in_turn(moves_MCHW: Tensor, count: int) -> Tensor:
+    """The displacement of each image [N, ...]: of image n, n mod M. Repeated, not indexed: the
+    gradient of an index adds up in no set order where several threads do it."""
+    turns = -(-count // len(moves_MCHW))
+    return moves_MCHW.repeat(turns, 1, 1, 1)[:count]
 
 
 def _rms(u_MCHW: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize, one_hot
 from ngf import device, models, params
 from ngf.defenses import Clean, ngf
 from ngf.errors import InputError
-from ngf.exposure import RADIUS, TRIED, Suspicion, windows
+from ngf.exposure import RADIUS, TRIED, Suspicion, added, windows
 from ngf.fisher.moments import displacement_moments
 from ngf.fisher.natural import Rule
 from ngf.margins import Sureness, probability
@@ -20,6 +20,7 @@ from ngf.mixtures import Mixtures
 from ngf.models import batch_norms, head, norm_layers
 from ngf.sieve import STRENGTHS, observe, sieve, sieve_against, sieve_within
 from ngf.training import Batches
+from ngf.warps import Warps, bent
 
 N, BATCH, SHIFT = 48, 16, 1
 NEVER = 1e9  # a budget that all strengths keep to
@@ -36,6 +37,7 @@ SHORT = {
     "mixed_gap": 1.0,
     "answered": 0.0,
     "window": 0.0,
+    "warps": 0.0,
     "waves": 0.0,
 }
 NO_SECOND = {"least_gap": 1.0}
@@ -239,8 +241,12 @@ def suspected(monkeypatch):
     """Put a finding in the place of the searches; returns what they were given, as it was."""
     given: dict = {}
 
-    def put(gap=1.0, left=1.0, target=1, in_windows=(0.0, 0)):
-        given["looks"], given["judges"] = [], []
+    def put(gap=1.0, left=1.0, target=1, in_windows=(0.0, 0), of_warps=(0.0, 0)):
+        given["looks"], given["judges"], given["bent"] = [], [], []
+
+        def bend(x_NCHW, way_N2HW):
+            given["bent"].append((x_NCHW, way_N2HW, bent(x_NCHW, way_N2HW)))
+            return given["bent"][-1][-1]
 
         def suspect(fresh, sieved, strict, draw, search, **options):
             models = (fresh, sieved, strict)
@@ -248,9 +254,12 @@ def suspected(monkeypatch):
             given.update(models=copy.deepcopy(models), batches=list(draw(7, 3)), **options)
             given["looks"].append(search)
             moves_MCHW = torch.full((3, 3, SIZE, SIZE), MOVE)
+            if isinstance(search, Warps):
+                way_M2HW = torch.full((3, 2, SIZE, SIZE), MOVE)
+                return Suspicion(*of_warps, left, way_M2HW, bend, as_found=True)
             if len(search) == TRIED:
                 return Suspicion(gap, target, left, moves_MCHW)
-            return Suspicion(in_windows[0], in_windows[1], left, moves_MCHW, as_found=True)
+            return Suspicion(*in_windows, left, moves_MCHW, as_found=True)
 
         def led_to(model, target, draw, search, **options):
             given.update(drawn=copy.deepcopy(model), target=target, wanted=search, moves=options)
@@ -546,6 +555,52 @@ def test_where_no_look_shows_enough_the_furthest_counts(run, suspected, rippled)
     assert (notes["gap"], notes["suspected"], notes["firmness"]) == (0.3, 0, 0)
 
 
+# Warps ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gap", "warps", "looks"), [(0.5, 0.1, [True]), (0.49, 0.1, [True, False]), (0.0, 0.0, [False])]
+)
+def test_warps_are_searched_first(run, suspected, clean, gap, warps, looks):
+    given = suspected(of_warps=(gap, 0))
+    run(warps=warps, least_gap=0.5, steps=0)
+    assert [isinstance(search, Warps) for search in given["looks"]] == looks
+    if warps:
+        assert given["looks"][0] == Warps(warps, ngf.PER)
+        x_NCHW = first_images(clean, 1)[0]
+        assert given["judges"][0](victim()).usual == Sureness(victim(), x_NCHW).usual
+
+
+def test_what_warps_show_stands_for_the_backdoor(run, suspected, rippled, displays):
+    """Images are bent in the last move; nothing is searched for in its place."""
+    given = suspected(gap=1.0, target=1, of_warps=(1.0, 2))
+    waves = rippled()
+    numbers = {"warps": 0.1, "waves": 0.1, "least_gap": 0.5, "firm": 0.16, "mild": 0.01}
+    notes = run(**numbers, share=1.0, reach=2.0, steps=3).notes
+    assert not waves
+    assert "target" not in given
+    assert (notes["gap"], notes["suspected_target"], notes["firmness"]) == (1.0, 2, 0.16)
+    _, *later = given["bent"]  # the first one is the second sieve's
+    for ((x_NCHW, _), (shown_NCHW, _)), (images, way_N2HW, moved_NCHW) in zip(
+        displays["shown"], later, strict=True
+    ):
+        assert torch.equal(images, x_NCHW)
+        assert torch.equal(shown_NCHW[BATCH:], moved_NCHW)
+        assert 1.5 * MOVE < way_N2HW.max() <= 2.001 * MOVE
+        assert 0 <= way_N2HW.min() < 0.5 * MOVE
+
+
+def test_a_search_for_warps_takes_no_views_from_the_others(run, suspected):
+    """Where it finds nothing, everything is as it is without it."""
+    views = []
+    for warps in (0.0, 0.03):
+        given = suspected(gap=1.0)
+        run(warps=warps, least_gap=0.5, steps=0)
+        views.append(torch.cat([x_NCHW for x_NCHW, _ in given["batches"]]))
+    assert len(given["looks"]) == 2
+    assert torch.equal(*views)
+
+
 # Waves ----------------------------------------------------------------------------------------
 
 
@@ -767,7 +822,7 @@ def batch(count):
 
 def shown(moves_MCHW, given, *, reach=3.0, share=1.0, trust=0.0):
     generator = torch.Generator().manual_seed(0)
-    move = ngf._mover(moves_MCHW, reach, generator)
+    move = ngf._mover(added, moves_MCHW, reach, generator)
     with ngf._shown(victim(), trust, [ngf._moved(move, share)])(given) as pair:
         return pair
 

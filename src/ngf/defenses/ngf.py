@@ -5,8 +5,8 @@ defense uses the paper's means in four moves:
 
 1. Sieve. Closed filters let through only what clean images use, as strongly as the loss on them
    allows. A copy is filtered without that care.
-2. Suspect. Find displacements that lead the model astray, and not its copy: by gradients over the
-   whole image and, where these show nothing, in windows of it, then by waves. Ask which class
+2. Suspect. Find what leads the model astray, and not its copy: by gradients a warp and, where none
+   does, a displacement of the whole image, then of windows of it, then a wave. Ask which class
    mixtures of two clean images are drawn to that is neither's.
 3. Sieve again, against what leads it astray.
 4. Recover. Natural gradient on batch norms and head, with the Fisher-weighted anchor, on clean
@@ -21,6 +21,7 @@ import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,7 +30,17 @@ from torch.nn.functional import one_hot
 
 from ngf import params
 from ngf.defenses import Clean, Purified
-from ngf.exposure import TRIED, Search, Suspicion, everywhere, led_to, suspect, windows
+from ngf.exposure import (
+    TRIED,
+    Displace,
+    Draw,
+    Search,
+    Suspicion,
+    everywhere,
+    led_to,
+    suspect,
+    windows,
+)
 from ngf.fisher.moments import displacement_moments
 from ngf.fisher.natural import Rule, Show, descend
 from ngf.margins import Judge, Sureness, probability
@@ -38,6 +49,7 @@ from ngf.models import Classifier
 from ngf.progress import track
 from ngf.sieve import observe, sieve, sieve_against, sieve_within
 from ngf.training import Batch, Batches
+from ngf.warps import Warps
 from ngf.waves import Shown, strongest
 
 Move = Callable[[Tensor], Tensor]  # displaces images [N, C, H, W]
@@ -49,6 +61,7 @@ IN_A_STEP = 2**21  # and of those that a step of the search sees
 PER = 8  # images of a step under each displacement of the whole image
 JOINED = 768  # mixtures that the sieve sees
 EASE = 1.5  # power of what is left: little of it asks for less than in proportion
+APART = 1000  # seeds between those of one search's views and another's
 SLIGHT = 0.003  # lambda beside mu: keeps the second sieve's inverse well-posed
 
 
@@ -60,6 +73,7 @@ def purify(
     damp: float,
     budget: float,
     strong: float,
+    warps: float,
     search: int,
     least_gap: float,
     sure_gap: float,
@@ -95,7 +109,9 @@ def purify(
     Args:
         weak, damp, budget: see `ngf.sieve.sieve_within`.
         strong: the copy's `weak`, without a budget.
-        search: steps of each search for displacements, see `ngf.exposure`.
+        warps: root mean square of the ways of warps, as shares of the image's side, that are
+            searched first, see `ngf.warps`; 0 searches none.
+        search: steps of each search, see `ngf.exposure`.
         least_gap: a backdoor is suspected where the model strays so much further than its copy.
         sure_gap: from here on without doubt.
         firm, mild: mu of the second sieve, against what is suspected without doubt and leads the
@@ -108,7 +124,7 @@ def purify(
             `ngf.waves`; 0 tries none. All gaps count alike.
         moves, radius: how many displacements to the suspected class stand for its backdoor, and
             their largest root mean square, in pixel values of [0, 1]. What was found does, where it
-            leads to no one class, in windows and of waves.
+            leads to no one class, of windows, of warps and of waves.
         reach: images are moved by up to `reach` times such a displacement.
         share: of a batch's images, shown a second time when moved, in the last move; times that
             product.
@@ -139,6 +155,7 @@ def purify(
     params.at_least(0, steps=steps, weak=weak, damp=damp, budget=budget, strong=strong, reach=reach)
     params.at_least(0, firm=firm, mild=mild)
     params.within("window", window, 0, 1)
+    params.within("warps", warps, 0, 1)
     params.within("waves", waves, 0, 1)
     params.within("radius", radius, 1e-6, 1)
     params.within("sure_gap", sure_gap, 1e-6, 1)
@@ -148,16 +165,17 @@ def purify(
     generator, own_chance = (
         torch.Generator(clean.y_N.device).manual_seed(number) for number in (seed, seed + 1)
     )
-    seeds = itertools.count(seed)
+    # A warp is searched on views of its own: without that search all else stays as it is.
+    seeds, seeds_of_warps = itertools.count(seed), itertools.count(seed + APART)
 
-    def batches(size: int) -> Batches:
+    def batches(size: int, seeds: Iterator[int] = seeds) -> Batches:
         """Other views at each call: what was found on some is measured on others."""
         return Batches(
             clean.x_NHWC, clean.y_N, size=size, shift=shift, flip=clean.flip, seed=next(seeds)
         )
 
-    def draw(size: int, count: int) -> Iterable[Batch]:
-        return track(batches(size).take(count), "search", count)
+    def draw(size: int, count: int, seeds: Iterator[int] = seeds) -> Iterable[Batch]:
+        return track(batches(size, seeds).take(count), "search", count)
 
     victim = copy.deepcopy(model.eval())
     own = batches(batch_size)
@@ -176,7 +194,7 @@ def purify(
     def sureness(net: Module) -> Sureness:
         return Sureness(net, x_NCHW)
 
-    def astray(wanted: Search, judge: Judge = probability) -> Suspicion:
+    def astray(wanted: Search, judge: Judge = probability, draw: Draw = draw) -> Suspicion:
         return suspect(*models, draw, wanted, steps=search, most=most, judge=judge)
 
     def rippled() -> Suspicion:
@@ -184,7 +202,11 @@ def purify(
         return strongest(*models, shown, rms=waves, moves=moves, judge=sureness)
 
     pairs = Mixtures(victim, strict, x_NCHW, y_N, target_NK, count=mixed, generator=own_chance)
-    looks: list[Look] = [lambda: astray(everywhere(PER))]
+    looks: list[Look] = []
+    if warps:
+        own_views = partial(draw, seeds=seeds_of_warps)
+        looks.append(lambda: astray(Warps(warps, PER), sureness, own_views))
+    looks.append(lambda: astray(everywhere(PER)))
     if window:
         looks.append(lambda: astray(windows(x_NCHW.shape[2], x_NCHW.shape[3], window), sureness))
     if waves:
@@ -199,7 +221,7 @@ def purify(
         if found.target >= 0 and not found.as_found:
             wanted = everywhere(PER, moves=moves, radius=radius)
             moves_MCHW = led_to(sieved, found.target, draw, wanted, steps=search, most=most)
-        move = _mover(moves_MCHW, reach, generator)
+        move = _mover(found.displace, moves_MCHW, reach, generator)
         added = displacement_moments(model, x_NCHW, move(x_NCHW))
         sieve_against(model, seen, added, weak=SLIGHT, firm=firmness)
         more.append(_moved(move, part * share))
@@ -239,7 +261,9 @@ def _exposed(looks: Sequence[Look], least_gap: float) -> Suspicion:
     return max(found, key=lambda one: one.gap)
 
 
-def _mover(moves_MCHW: Tensor, reach: float, generator: torch.Generator) -> Move:
+def _mover(
+    displace: Displace, moves_MCHW: Tensor, reach: float, generator: torch.Generator
+) -> Move:
     """Moves each image along one of the displacements, by up to `reach` times its length."""
 
     def draw(count: int) -> Tensor:
@@ -248,7 +272,7 @@ def _mover(moves_MCHW: Tensor, reach: float, generator: torch.Generator) -> Move
     def move(x_NCHW: Tensor) -> Tensor:
         which_N = (draw(len(x_NCHW)) * len(moves_MCHW)).long()
         length_N = reach * draw(len(x_NCHW))
-        return (x_NCHW + length_N[:, None, None, None] * moves_MCHW[which_N]).clamp(0, 1)
+        return displace(x_NCHW, length_N[:, None, None, None] * moves_MCHW[which_N])
 
     return move
 

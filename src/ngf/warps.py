@@ -1,0 +1,59 @@
+"""Warps: whether bending the image leads the victim astray where it does not lead its copy.
+
+A backdoor may open for a bend that nobody sees (WaNet, Nguyen & Tran 2021, arXiv 2102.10369). What
+a bend adds to an image is another thing for each, so no displacement that is added to all stands
+for it. But a smooth bend is a few numbers: how far control points move, splines between them. These
+are searched and judged as other displacements are (`exposure.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from ngf.exposure import Displace, Search
+
+POINTS = 6  # along an edge: as smooth as a bend must be to stay unseen
+
+
+def bent(x_NCHW: Tensor, way_N2HW: Tensor) -> Tensor:
+    """The images, each pixel read from elsewhere: so far to the right, and so far down.
+
+    Ways are shares of the image's side. Beyond the edge lies what lies at it.
+    """
+    height, width = x_NCHW.shape[2:]
+    across_W, down_H = (torch.linspace(-1, 1, n, device=x_NCHW.device) for n in (width, height))
+    own_HW2 = torch.stack(torch.meshgrid(across_W, down_H, indexing="xy"), 2)
+    place_NHW2 = own_HW2 + 2 * way_N2HW.permute(0, 2, 3, 1)
+    return grid_sample(x_NCHW, place_NHW2, padding_mode="border", align_corners=True)
+
+
+@dataclass(frozen=True)
+class Warps(Search):
+    """`moves` bends; radius: root mean square of their ways, as shares of the image's side."""
+
+    displace: Displace = bent
+    as_found: bool = True
+    moves: int = 8
+
+    def __len__(self) -> int:
+        return self.moves
+
+    def start(self, x_NCHW: Tensor) -> Tensor:
+        return x_NCHW.new_zeros(len(self), 2, POINTS, POINTS)
+
+    def made(self, numbers_M: Tensor, x_NCHW: Tensor) -> Tensor:
+        """By products of matrices: on a GPU the gradient of resampling adds up in no set order."""
+        down_HP, across_WP = (_spline(side, POINTS).to(numbers_M) for side in x_NCHW.shape[2:])
+        return down_HP @ numbers_M @ across_WP.T
+
+
+def _spline(side: int, points: int) -> Tensor:
+    """Weights [side, points] of cubic B-splines at even distances from edge to edge."""
+    apart = (torch.linspace(0, points - 1, side)[:, None] - torch.arange(points)).abs()
+    near, far = 2 / 3 - apart**2 + apart**3 / 2, (2 - apart).clamp_min(0) ** 3 / 6
+    weight = torch.where(apart < 1, near, far)
+    return weight / weight.sum(1, keepdim=True)
