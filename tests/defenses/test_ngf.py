@@ -15,6 +15,7 @@ from ngf.errors import InputError
 from ngf.exposure import RADIUS, TRIED, Suspicion, added, windows
 from ngf.fisher.moments import displacement_moments
 from ngf.fisher.natural import Rule
+from ngf.looks import PER
 from ngf.margins import Sureness, probability
 from ngf.mixtures import Mixtures
 from ngf.models import batch_norms, head, norm_layers
@@ -265,8 +266,8 @@ def suspected(monkeypatch):
             given.update(drawn=copy.deepcopy(model), target=target, wanted=search, moves=options)
             return torch.full((len(search), 3, SIZE, SIZE), MOVE)
 
-        monkeypatch.setattr(ngf, "suspect", suspect)
-        monkeypatch.setattr(ngf, "led_to", led_to)
+        monkeypatch.setattr("ngf.looks.suspect", suspect)
+        monkeypatch.setattr("ngf.looks.led_to", led_to)
         return given
 
     return put
@@ -338,12 +339,12 @@ def test_the_searches_get_their_steps_and_numbers(run, suspected):
     run(moves=3, search=5, radius=0.02)
     assert [len(y_N) for _, y_N in given["batches"]] == [7, 7, 7]
     (look,) = given["looks"]
-    assert (look.radius, look.each) == (RADIUS, ngf.PER)
+    assert (look.radius, look.each) == (RADIUS, PER)
     assert (given["steps"], given["most"]) == (5, ngf.IN_A_STEP // SIZE**2)
     assert given["target"] == 2
     assert given["moves"] == {"steps": 5, "most": given["most"]}
     wanted = given["wanted"]
-    assert (len(wanted), wanted.radius, wanted.each) == (3, 0.02, ngf.PER)
+    assert (len(wanted), wanted.radius, wanted.each) == (3, 0.02, PER)
     assert same(given["drawn"], given["models"][1])
 
 
@@ -566,7 +567,7 @@ def test_warps_are_searched_first(run, suspected, clean, gap, warps, looks):
     run(warps=warps, least_gap=0.5, steps=0)
     assert [isinstance(search, Warps) for search in given["looks"]] == looks
     if warps:
-        assert given["looks"][0] == Warps(warps, ngf.PER)
+        assert given["looks"][0] == Warps(warps, PER)
         x_NCHW = first_images(clean, 1)[0]
         assert given["judges"][0](victim()).usual == Sureness(victim(), x_NCHW).usual
 
@@ -615,7 +616,7 @@ def rippled(monkeypatch):
             moves_MCHW = torch.full((1, 1, SIZE, SIZE), MOVE)
             return Suspicion(gap, target, left, moves_MCHW, as_found=True)
 
-        monkeypatch.setattr(ngf, "strongest", strongest)
+        monkeypatch.setattr("ngf.looks.strongest", strongest)
         return given
 
     return put

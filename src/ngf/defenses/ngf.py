@@ -25,40 +25,26 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 from torch.nn.functional import one_hot
 
 from ngf import params
 from ngf.defenses import Clean, Purified
-from ngf.exposure import (
-    TRIED,
-    Displace,
-    Draw,
-    Search,
-    Suspicion,
-    everywhere,
-    led_to,
-    suspect,
-    windows,
-)
+from ngf.exposure import Displace
 from ngf.fisher.moments import displacement_moments
 from ngf.fisher.natural import Rule, Show, descend
-from ngf.margins import Judge, Sureness, probability
+from ngf.looks import Looks
+from ngf.margins import probability
 from ngf.mixtures import Mixtures
 from ngf.models import Classifier
 from ngf.progress import track
 from ngf.sieve import observe, sieve, sieve_against, sieve_within
 from ngf.training import Batch, Batches
-from ngf.warps import Warps
-from ngf.waves import Shown, strongest
 
 Move = Callable[[Tensor], Tensor]  # displaces images [N, C, H, W]
-Look = Callable[[], Suspicion]
 More = Callable[[Batch], Batch]  # what is shown beside a batch; answers are probabilities
 
 AT_ONCE = 2**24  # pixels of the images that the sieves see: what a layer holds must fit in memory
 IN_A_STEP = 2**21  # and of those that a step of the search sees
-PER = 8  # images of a step under each displacement of the whole image
 JOINED = 768  # mixtures that the sieve sees
 EASE = 1.5  # power of what is left: little of it asks for less than in proportion
 APART = 1000  # seeds between those of one search's views and another's
@@ -165,8 +151,7 @@ def purify(
     generator, own_chance = (
         torch.Generator(clean.y_N.device).manual_seed(number) for number in (seed, seed + 1)
     )
-    # A warp is searched on views of its own: without that search all else stays as it is.
-    seeds, seeds_of_warps = itertools.count(seed), itertools.count(seed + APART)
+    seeds = itertools.count(seed)
 
     def batches(size: int, seeds: Iterator[int] = seeds) -> Batches:
         """Other views at each call: what was found on some is measured on others."""
@@ -189,39 +174,19 @@ def purify(
     model.load_state_dict(sieved.state_dict())  # tune what was given: a trail of it may be recorded
     strict = copy.deepcopy(victim)
     sieve(strict, seen, weak=strong, damp=damp)
-    models = victim, sieved, strict
-
-    def sureness(net: Module) -> Sureness:
-        return Sureness(net, x_NCHW)
-
-    def astray(wanted: Search, judge: Judge = probability, draw: Draw = draw) -> Suspicion:
-        return suspect(*models, draw, wanted, steps=search, most=most, judge=judge)
-
-    def rippled() -> Suspicion:
-        shown = Shown(x_NCHW, y_N, own_chance, min(most, PER * TRIED))
-        return strongest(*models, shown, rms=waves, moves=moves, judge=sureness)
-
     pairs = Mixtures(victim, strict, x_NCHW, y_N, target_NK, count=mixed, generator=own_chance)
-    looks: list[Look] = []
-    if warps:
-        own_views = partial(draw, seeds=seeds_of_warps)
-        looks.append(lambda: astray(Warps(warps, PER), sureness, own_views))
-    looks.append(lambda: astray(everywhere(PER)))
-    if window:
-        looks.append(lambda: astray(windows(x_NCHW.shape[2], x_NCHW.shape[3], window), sureness))
-    if waves:
-        looks.append(rippled)
-    found = _exposed(looks, least_gap)
+    for_warps = partial(draw, seeds=itertools.count(seed + APART))
+    looks = Looks(
+        *(victim, sieved, strict, x_NCHW, y_N, draw, for_warps, own_chance),
+        most=most, steps=search, moves=moves,
+    )  # fmt: skip
+    found = looks.first(least_gap, warps=warps, window=window, waves=waves)
     suspected = found.gap >= least_gap
     part = found.left * min(1.0, max(0.0, found.gap / sure_gap))
     firmness = max(mild, firm * part**EASE) if suspected else 0.0
     more: list[More] = []
     if firmness:
-        moves_MCHW = found.moves_MCHW
-        if found.target >= 0 and not found.as_found:
-            wanted = everywhere(PER, moves=moves, radius=radius)
-            moves_MCHW = led_to(sieved, found.target, draw, wanted, steps=search, most=most)
-        move = _mover(found.displace, moves_MCHW, reach, generator)
+        move = _mover(found.displace, looks.stand_for(found, radius), reach, generator)
         added = displacement_moments(model, x_NCHW, move(x_NCHW))
         sieve_against(model, seen, added, weak=SLIGHT, firm=firmness)
         more.append(_moved(move, part * share))
@@ -249,16 +214,6 @@ def purify(
         "mixed_gap": pairs.met.gap,
     }
     return Purified(model, tuned, steps, notes)
-
-
-def _exposed(looks: Sequence[Look], least_gap: float) -> Suspicion:
-    """What the first look shows that shows enough; where none does, the one that shows most."""
-    found = []
-    for look in looks:
-        found.append(look())
-        if found[-1].gap >= least_gap:
-            break
-    return max(found, key=lambda one: one.gap)
 
 
 def _mover(

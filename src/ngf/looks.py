@@ -1,0 +1,94 @@
+"""Looks: the searches for what leads a victim astray, one after the other until one shows enough.
+
+A bend first, for nothing else looks like one; then a displacement of the whole image, of windows of
+it, and waves, each for what those before cannot see. `exposure.py`, `warps.py` and `waves.py` say
+how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ngf.exposure import TRIED, Draw, Search, Suspicion, everywhere, led_to, suspect, windows
+from ngf.margins import Judge, Sureness, probability
+from ngf.warps import Warps
+from ngf.waves import Shown, strongest
+
+PER = 8  # images of a step under each displacement of the whole image, or each bend
+
+
+@dataclass(frozen=True)
+class Looks:
+    """At one victim.
+
+    victim, sieved, copy: see `ngf.exposure.suspect`. x_NCHW, y_N: clean images that waves are laid
+    over and that say how sure a model is. draw: batches of other views at each call; for_warps:
+    likewise, views of their own, so that all else is the same with that search and without it.
+    generator: draws what waves need. most: images of a step, at most. steps: of each search. moves:
+    displacements that stand for a backdoor.
+    """
+
+    victim: nn.Module
+    sieved: nn.Module
+    copy: nn.Module
+    x_NCHW: Tensor
+    y_N: Tensor
+    draw: Draw
+    for_warps: Draw
+    generator: torch.Generator
+    most: int
+    steps: int
+    moves: int
+
+    def first(self, least_gap: float, *, warps: float, window: float, waves: float) -> Suspicion:
+        """What the first look shows that shows so much; where none does, the one that shows most.
+
+        Args:
+            warps, window, waves: the root mean square of each, see `ngf.warps`, `ngf.exposure` and
+                `ngf.waves`; 0 leaves a look out.
+        """
+        found = []
+        for one in self._found(warps, window, waves):
+            found.append(one)
+            if one.gap >= least_gap:
+                break
+        return max(found, key=lambda one: one.gap)
+
+    def stand_for(self, found: Suspicion, radius: float) -> Tensor:
+        """The displacements that stand for what was found.
+
+        Where it leads to one class and is none that gradients over the whole image would not find:
+        those of that root mean square which draw the sieved model there.
+        """
+        if found.target < 0 or found.as_found:
+            return found.moves_MCHW
+        wanted = everywhere(PER, moves=self.moves, radius=radius)
+        return led_to(
+            self.sieved, found.target, self.draw, wanted, steps=self.steps, most=self.most
+        )
+
+    def _found(self, warps: float, window: float, waves: float) -> Iterator[Suspicion]:
+        if warps:
+            yield self._astray(Warps(warps, PER), self._sureness, self.for_warps)
+        yield self._astray(everywhere(PER), probability, self.draw)
+        if window:
+            wanted = windows(self.x_NCHW.shape[2], self.x_NCHW.shape[3], window)
+            yield self._astray(wanted, self._sureness, self.draw)
+        if waves:
+            yield self._rippled(waves)
+
+    def _astray(self, wanted: Search, judge: Judge, draw: Draw) -> Suspicion:
+        models = self.victim, self.sieved, self.copy
+        return suspect(*models, draw, wanted, steps=self.steps, most=self.most, judge=judge)
+
+    def _rippled(self, rms: float) -> Suspicion:
+        models = self.victim, self.sieved, self.copy
+        shown = Shown(self.x_NCHW, self.y_N, self.generator, min(self.most, PER * TRIED))
+        return strongest(*models, shown, rms=rms, moves=self.moves, judge=self._sureness)
+
+    def _sureness(self, net: nn.Module) -> Sureness:
+        return Sureness(net, self.x_NCHW)
