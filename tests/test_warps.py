@@ -141,8 +141,23 @@ def test_a_victim_that_falls_for_a_bend_shows_it():
     assert led_N[y_N != TARGET].float().mean() > 0.9
 
 
-def test_one_that_does_not_shows_nothing():
-    assert abs(found(Bendable().eval(), Bendable().eval(), Warps(0.05, 8)).gap) < 0.05
+@pytest.mark.parametrize("seed", range(3))
+def test_a_weakness_that_the_copy_shares_is_less_of_a_sign(seed):
+    search, victim, shares = Warps(0.05, 8), Bendable(600.0).eval(), Bendable(600.0).eval()
+    honest = found(victim, Bendable().eval(), search, seed)
+    assert found(victim, shares, search, seed).gap < honest.gap - 0.3
+
+
+def test_a_weakness_that_no_bend_opens_does_not_show():
+    """The same class for images that are brighter than all: bends move what is there."""
+
+    class Glaring(Bendable):
+        def forward(self, x_NCHW):
+            glare_N = (x_NCHW.amax((1, 2, 3)) - 0.9).clamp_min(0)
+            towards_K = nn.functional.one_hot(torch.tensor(TARGET), CLASSES)
+            return super().forward(x_NCHW) + 600 * glare_N[:, None] * towards_K
+
+    assert abs(found(Glaring().eval(), Bendable().eval(), Warps(0.05, 8)).gap) < 0.05
 
 
 def test_no_way_is_longer_than_the_radius():

@@ -8,7 +8,7 @@ how.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +27,8 @@ class Looks:
 
     victim, sieved, copy: see `ngf.exposure.suspect`. x_NCHW, y_N: clean images that waves are laid
     over and that say how sure a model is. draw: batches of other views at each call; for_warps:
-    likewise, views of their own, so that all else is the same with that search and without it.
+    likewise, views of their own, so that the model comes out the same without that search where it
+    shows nothing.
     generator: draws what waves need. most: images of a step, at most. steps: of each search. moves:
     displacements that stand for a backdoor.
     """
@@ -43,6 +44,7 @@ class Looks:
     most: int
     steps: int
     moves: int
+    _sure: dict[nn.Module, Sureness] = field(default_factory=dict, init=False)
 
     def first(self, least_gap: float, *, warps: float, window: float, waves: float) -> Suspicion:
         """What the first look shows that shows so much; where none does, the one that shows most.
@@ -91,4 +93,6 @@ class Looks:
         return strongest(*models, shown, rms=rms, moves=self.moves, judge=self._sureness)
 
     def _sureness(self, net: nn.Module) -> Sureness:
-        return Sureness(net, self.x_NCHW)
+        if net not in self._sure:  # all images go through it once
+            self._sure[net] = Sureness(net, self.x_NCHW)
+        return self._sure[net]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from ngf.exposure import Displace, Search
+from ngf.exposure import TRIED, Displace, Search
 
 POINTS = 6  # along an edge: as smooth as a bend must be to stay unseen
 
@@ -22,7 +22,8 @@ POINTS = 6  # along an edge: as smooth as a bend must be to stay unseen
 def bent(x_NCHW: Tensor, way_N2HW: Tensor) -> Tensor:
     """The images, each pixel read from elsewhere: so far to the right, and so far down.
 
-    Ways are shares of the image's side. Beyond the edge lies what lies at it.
+    Ways are shares of the image's side. Beyond the edge lies what lies at it. On a GPU torch may
+    warn that the gradient has no set order: that of the images has none, that of the ways has.
     """
     height, width = x_NCHW.shape[2:]
     across_W, down_H = (torch.linspace(-1, 1, n, device=x_NCHW.device) for n in (width, height))
@@ -37,7 +38,7 @@ class Warps(Search):
 
     displace: Displace = bent
     as_found: bool = True
-    moves: int = 8
+    moves: int = TRIED
 
     def __len__(self) -> int:
         return self.moves

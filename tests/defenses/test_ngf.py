@@ -592,7 +592,7 @@ def test_what_warps_show_stands_for_the_backdoor(run, suspected, rippled, displa
 
 
 def test_a_search_for_warps_takes_no_views_from_the_others(run, suspected):
-    """Where it finds nothing, everything is as it is without it."""
+    """Where it finds nothing the others see what they would see without it."""
     views = []
     for warps in (0.0, 0.03):
         given = suspected(gap=1.0)

@@ -95,8 +95,8 @@ def purify(
     Args:
         weak, damp, budget: see `ngf.sieve.sieve_within`.
         strong: the copy's `weak`, without a budget.
-        warps: root mean square of the ways of warps, as shares of the image's side, that are
-            searched first, see `ngf.warps`; 0 searches none.
+        warps: largest root mean square of the ways of warps, as shares of the image's side, that
+            are searched first, see `ngf.warps`; 0 searches none.
         search: steps of each search, see `ngf.exposure`.
         least_gap: a backdoor is suspected where the model strays so much further than its copy.
         sure_gap: from here on without doubt.
@@ -109,8 +109,8 @@ def purify(
         waves: root mean square of the waves that are tried where nothing is suspected still, see
             `ngf.waves`; 0 tries none. All gaps count alike.
         moves, radius: how many displacements to the suspected class stand for its backdoor, and
-            their largest root mean square, in pixel values of [0, 1]. What was found does, where it
-            leads to no one class, of windows, of warps and of waves.
+            their largest root mean square, in pixel values of [0, 1]. What was found does
+            itself where it leads to no one class, or is a warp, lies in a window or is a wave.
         reach: images are moved by up to `reach` times such a displacement.
         share: of a batch's images, shown a second time when moved, in the last move; times that
             product.
@@ -128,9 +128,9 @@ def purify(
         shift: pixels of random translation in every view.
 
     Notes: `strength` of the sieve; `evidence`, what batch norm remembers beyond clean images (see
-    `ngf.sieve`); `gap`, how much further the model strays than its copy (see `ngf.exposure` and
-    `ngf.waves`); `suspected`, 1 where that is too much; `suspected_target`, the class it is led to,
-    or -1 where there is no one class; `firmness`, the mu that was taken; `mixed_lead`, by how much
+    `ngf.sieve`); `gap`, how much further the model strays than its copy, in the look that showed
+    enough or else most (see `ngf.looks`); `suspected`, 1 where that is too much;
+    `suspected_target`, the class it is led to, or -1 where there is no one class; `firmness`, the mu that was taken; `mixed_lead`, by how much
     one class draws mixtures of two others more than the next (`Mixtures.lead`); `mixed_gap`, by
     how much further than in the copy it draws those of two classes (`Mixtures.met`).
     """
@@ -177,9 +177,14 @@ def purify(
     pairs = Mixtures(victim, strict, x_NCHW, y_N, target_NK, count=mixed, generator=own_chance)
     for_warps = partial(draw, seeds=itertools.count(seed + APART))
     looks = Looks(
-        *(victim, sieved, strict, x_NCHW, y_N, draw, for_warps, own_chance),
-        most=most, steps=search, moves=moves,
-    )  # fmt: skip
+        *(victim, sieved, strict, x_NCHW, y_N),
+        draw=draw,
+        for_warps=for_warps,
+        generator=own_chance,
+        most=most,
+        steps=search,
+        moves=moves,
+    )
     found = looks.first(least_gap, warps=warps, window=window, waves=waves)
     suspected = found.gap >= least_gap
     part = found.left * min(1.0, max(0.0, found.gap / sure_gap))

@@ -21,7 +21,8 @@ class Classifier(nn.Module):
     """A network with its normalisation inside.
 
     Args:
-        net: maps normalised images [N, 3, H, W] to logits [N, C].
+        net: maps normalised images [N, 3, H, W] to logits [N, C]. It is taken over: its strided
+            convolutions are changed in place (`ngf.models._narrow`).
         mean, std: one number a channel, for pixels in [0, 1].
         card: what rebuilds it: architecture, options, classes, input size, parents.
     """
