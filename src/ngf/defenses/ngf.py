@@ -130,9 +130,10 @@ def purify(
     Notes: `strength` of the sieve; `evidence`, what batch norm remembers beyond clean images (see
     `ngf.sieve`); `gap`, how much further the model strays than its copy, in the look that showed
     enough or else most (see `ngf.looks`); `suspected`, 1 where that is too much;
-    `suspected_target`, the class it is led to, or -1 where there is no one class; `firmness`, the mu that was taken; `mixed_lead`, by how much
-    one class draws mixtures of two others more than the next (`Mixtures.lead`); `mixed_gap`, by
-    how much further than in the copy it draws those of two classes (`Mixtures.met`).
+    `suspected_target`, the class it is led to, or -1 where there is no one class; `firmness`, the
+    mu that was taken; `mixed_lead`, by how much one class draws mixtures of two others more than
+    the next (`Mixtures.lead`); `mixed_gap`, by how much further than in the copy it draws those of
+    two classes (`Mixtures.met`).
     """
     params.at_least(1, views=views, moves=moves, search=search, mixed=mixed)
     params.at_least(0, mixed_firm=mixed_firm, mixed_longer=mixed_longer, answered=answered)
