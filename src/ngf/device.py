@@ -31,7 +31,7 @@ def deterministic(seed: int) -> torch.device:
 
     The same seed gives the same bytes on one kind of CPU with one number of threads. So it mostly
     does on processors of two kinds that have bf16, where MAX_ISA holds them to what they share
-    (AVX512_CORE_BF16: 18 victims of 20 on an AMD EPYC and an Intel Xeon with AMX). On a GPU torch
+    (AVX512_CORE_BF16: 25 victims of 30 on an AMD EPYC and an Intel Xeon with AMX). On a GPU torch
     keeps that promise only where a deterministic kernel exists (it warns where not), and two models
     of GPU differ in any case.
     """
