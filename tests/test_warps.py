@@ -51,21 +51,21 @@ def test_between_pixels_it_reads_between_them():
 # What numbers make ------------------------------------------------------------------------------
 
 
-def made(numbers_M, height=SIDE, width=SIDE):
-    return Warps(0.1, 1).made(numbers_M, torch.zeros(1, 3, height, width))
+def made(numbers_12PP, height, width):
+    return Warps(0.1, 1).start(torch.zeros(1, 3, height, width))[1](numbers_12PP)
 
 
 def test_equal_numbers_make_one_way_for_all_pixels():
-    numbers_M = torch.tensor([0.3, -0.2]).view(1, 2, 1, 1).expand(1, 2, POINTS, POINTS)
-    way_12HW = made(numbers_M, 9, 14)
+    numbers_12PP = torch.tensor([0.3, -0.2]).view(1, 2, 1, 1).expand(1, 2, POINTS, POINTS)
+    way_12HW = made(numbers_12PP, 9, 14)
     assert way_12HW.shape == (1, 2, 9, 14)
-    torch.testing.assert_close(way_12HW, numbers_M[:, :, :1, :1].expand_as(way_12HW))
+    torch.testing.assert_close(way_12HW, numbers_12PP[:, :, :1, :1].expand_as(way_12HW))
 
 
 def test_a_point_moves_what_is_near_it_and_most_where_it_lies():
-    numbers_M = torch.zeros(1, 2, POINTS, POINTS)
-    numbers_M[0, 0, 2, 3] = 1.0
-    across_HW, down_HW = made(numbers_M, 51, 51)[0]
+    numbers_12PP = torch.zeros(1, 2, POINTS, POINTS)
+    numbers_12PP[0, 0, 2, 3] = 1.0
+    across_HW, down_HW = made(numbers_12PP, 51, 51)[0]
     assert torch.all(down_HW == 0)
     assert divmod(int(across_HW.argmax()), 51) == (20, 30)
     assert across_HW.min() == 0
@@ -84,8 +84,8 @@ def test_it_is_smooth():
 
 @pytest.mark.parametrize("side", [1, 2, 5])
 def test_small_images_can_be_bent(side):
-    numbers_M = Warps(0.1, 1).start(torch.zeros(1, 3, side, side))
-    way = made(numbers_M + 0.1, side, side)
+    none_MCPP, made = Warps(0.1, 1).start(torch.zeros(1, 3, side, side))
+    way = made(none_MCPP + 0.1)
     torch.testing.assert_close(way, torch.full_like(way, 0.1))
     assert torch.isfinite(bent(drawn(8, 3, side, side), way)).all()
 

@@ -37,6 +37,7 @@ from ngf.training import Batch
 Draw = Callable[[int, int], Iterable[Batch]]  # (images of a batch, batches)
 Loss = Callable[[Tensor, Tensor], Tensor]  # of displaced images and their labels
 Displace = Callable[[Tensor, Tensor], Tensor]  # images [N, C, H, W], each by its own displacement
+Made = Callable[[Tensor], Tensor]  # the displacements that numbers make; linear
 
 TRIED = 8  # displacements of the whole image that are searched together
 RADIUS = 0.02  # their largest root mean square, in pixel values of [0, 1]
@@ -71,12 +72,11 @@ class Search(abc.ABC):
         """How many there are."""
 
     @abc.abstractmethod
-    def start(self, x_NCHW: Tensor) -> Tensor:
-        """Numbers that make displacements of no length of these images, four dimensions."""
+    def start(self, x_NCHW: Tensor) -> tuple[Tensor, Made]:
+        """For images like these: the numbers of displacements of no length, and what numbers make.
 
-    @abc.abstractmethod
-    def made(self, numbers_M: Tensor, x_NCHW: Tensor) -> Tensor:
-        """The displacements that they make; linear in them."""
+        They are on a grid of their own [M, C, R, S].
+        """
 
     def images(self, most: int) -> int:
         """Of a step: so many at most, but one for each."""
@@ -95,11 +95,9 @@ class Within(Search):
     def __len__(self) -> int:
         return len(self.mask_M1HW)
 
-    def start(self, x_NCHW: Tensor) -> Tensor:
-        return x_NCHW.new_zeros(len(self), *x_NCHW.shape[1:])
-
-    def made(self, numbers_M: Tensor, x_NCHW: Tensor) -> Tensor:
-        return numbers_M * self.mask_M1HW.to(x_NCHW.device)
+    def start(self, x_NCHW: Tensor) -> tuple[Tensor, Made]:
+        mask_M1HW = self.mask_M1HW.to(x_NCHW.device)
+        return x_NCHW.new_zeros(len(self), *x_NCHW.shape[1:]), mask_M1HW.mul
 
 
 def everywhere(each: int, *, moves: int = TRIED, radius: float = RADIUS) -> Search:
@@ -221,20 +219,18 @@ def _descended(loss: Loss, batches: Iterable[Batch], search: Search, steps: int)
     """
     radius = search.radius
     lengths = torch.linspace(FIRST * radius, LAST * radius, steps).tolist()
-    numbers_M = course_M = found_MCHW = torch.empty(0)
-    for length, (x_NCHW, y_N) in zip(lengths, batches, strict=True):
-        if not len(numbers_M):
-            numbers_M = search.start(x_NCHW).requires_grad_()
-            course_M = torch.zeros_like(numbers_M)
-        moves_MCHW = search.made(numbers_M, x_NCHW)
-        moved_NCHW = search.displace(x_NCHW, _in_turn(moves_MCHW, len(x_NCHW)))
-        (slope_M,) = torch.autograd.grad(loss(moved_NCHW, y_N), [numbers_M])
-        with torch.no_grad():
-            course_M = MOMENTUM * course_M + slope_M / _rms(slope_M)
-            numbers_M -= length * course_M / _rms(search.made(course_M, x_NCHW))
-            numbers_M *= (radius / _rms(search.made(numbers_M, x_NCHW))).clamp_max(1)
-            found_MCHW = search.made(numbers_M, x_NCHW)
-    return found_MCHW
+    batches = iter(batches)
+    first = next(batches)
+    numbers_MCRS, made = search.start(first[0])
+    course_MCRS = torch.zeros_like(numbers_MCRS)
+    for length, (x_NCHW, y_N) in zip(lengths, itertools.chain([first], batches), strict=True):
+        numbers_MCRS.requires_grad_()
+        moved_NCHW = search.displace(x_NCHW, _in_turn(made(numbers_MCRS), len(x_NCHW)))
+        (slope_MCRS,) = torch.autograd.grad(loss(moved_NCHW, y_N), [numbers_MCRS])
+        course_MCRS = MOMENTUM * course_MCRS + slope_MCRS / _rms(slope_MCRS)
+        numbers_MCRS = numbers_MCRS.detach() - length * course_MCRS / _rms(made(course_MCRS))
+        numbers_MCRS *= (radius / _rms(made(numbers_MCRS))).clamp_max(1)
+    return made(numbers_MCRS)
 
 
 def _staying(logits_NK: Tensor, y_N: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Looks: the searches for what leads a victim astray, one after the other until one shows enough.
 
-A bend first, for nothing else looks like one; then a displacement of the whole image, of windows of
-it, and waves, each for what those before cannot see. `exposure.py`, `warps.py` and `waves.py` say
-how.
+A bend first, for it shows on no other backdoor that was tried; then a displacement of the whole
+image, of windows of it, and waves, each for what those before cannot see. `exposure.py`, `warps.py`
+and `waves.py` say how.
 """
 
 from __future__ import annotations

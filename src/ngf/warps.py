@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from ngf.exposure import TRIED, Displace, Search
+from ngf.exposure import TRIED, Displace, Made, Search
 
 POINTS = 6  # along an edge: as smooth as a bend must be to stay unseen
 
@@ -43,13 +43,14 @@ class Warps(Search):
     def __len__(self) -> int:
         return self.moves
 
-    def start(self, x_NCHW: Tensor) -> Tensor:
-        return x_NCHW.new_zeros(len(self), 2, POINTS, POINTS)
-
-    def made(self, numbers_M: Tensor, x_NCHW: Tensor) -> Tensor:
-        """By products of matrices: on a GPU the gradient of resampling adds up in no set order."""
-        down_HP, across_WP = (_spline(side, POINTS).to(numbers_M) for side in x_NCHW.shape[2:])
-        return down_HP @ numbers_M @ across_WP.T
+    def start(self, x_NCHW: Tensor) -> tuple[Tensor, Made]:
+        """Made by products of matrices: on a GPU torch's resampling has a gradient that adds up in
+        no set order."""
+        down_HP, across_WP = (_spline(side, POINTS).to(x_NCHW) for side in x_NCHW.shape[2:])
+        return (
+            x_NCHW.new_zeros(len(self), 2, POINTS, POINTS),
+            lambda ways_M2PP: down_HP @ ways_M2PP @ across_WP.T,
+        )
 
 
 def _spline(side: int, points: int) -> Tensor:
