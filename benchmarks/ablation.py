@@ -35,7 +35,7 @@ class Cell(NamedTuple):
     clean_share: float = 1.0  # of the clean split, or more: then with training images
 
 
-FIRST = {"least_gap": 1.0, "search": 1, "waves": 0.0}  # no class is ever suspected
+FIRST = {"least_gap": 1.0, "search": 1, "waves": 0.0, "styles": 0.0}  # no class is ever suspected
 NO_FIRST = {"weak": 0.0, "damp": 0.0}
 DEFENSES = (
     "none", "finetune", "finetune_head", "ft_sam", "ngf_strict", "ngf_released", "ngf",

@@ -172,7 +172,8 @@ def test_compilation_is_byte_stable(tmp_path):
 HOUSE = {"params", "progress", "device", "errors"}
 
 
-PARTS = [ROOT / "src/ngf" / f"{room}.py" for room in ("looks", "exposure", "warps", "waves")]
+LOOKS = ("looks", "exposure", "warps", "waves", "styles")
+PARTS = [ROOT / "src/ngf" / f"{room}.py" for room in LOOKS]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ backdoor may send each class to another one.
 A patch of a few pixels takes little of a displacement's length, and on a sharp network the whole
 image's gradients drown it. Where displacements of the whole image show nothing, the same search is
 made in *windows*: each displacement has a part of the image for itself, and all of the length.
-Other displacements are no sum, as warps (`warps.py`): a search says what it does to an image.
+Other displacements are no sum, as warps (`warps.py`) and styles (`styles.py`): a search says what
+it does to an image.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Looks: the searches for what leads a victim astray, one after the other until one shows enough.
 
 A bend first, for it shows on no other backdoor that was tried; then a displacement of the whole
-image, of windows of it, and waves, each for what those before cannot see. `exposure.py`, `warps.py`
-and `waves.py` say how.
+image, of windows of it, waves, and styles, each for what those before cannot see. `exposure.py`,
+`warps.py`, `waves.py` and `styles.py` say how.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from ngf.exposure import TRIED, Draw, Search, Suspicion, everywhere, led_to, suspect, windows
 from ngf.margins import Judge, Sureness, probability
+from ngf.styles import LONGER, Styles
 from ngf.warps import Warps
 from ngf.waves import Shown, strongest
 
-PER = 8  # images of a step under each displacement of the whole image, or each bend
+PER = 8  # images of a step under each displacement of the whole image, each bend, each style
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ class Looks:
     """At one victim.
 
     victim, sieved, copy: see `ngf.exposure.suspect`. x_NCHW, y_N: clean images that waves are laid
-    over and that say how sure a model is. draw: batches of other views at each call; for_warps:
-    likewise, views of their own, so that the model comes out the same without that search where it
-    shows nothing.
+    over and that say how sure a model is. draw: batches of other views at each call; apart:
+    likewise, for warps and styles alone, so that the model comes out the same without these where
+    they show nothing.
     generator: draws what waves need. most: images of a step, at most. steps: of each search. moves:
     displacements that stand for a backdoor.
     """
@@ -39,22 +40,24 @@ class Looks:
     x_NCHW: Tensor
     y_N: Tensor
     draw: Draw
-    for_warps: Draw
+    apart: Draw
     generator: torch.Generator
     most: int
     steps: int
     moves: int
     _sure: dict[nn.Module, Sureness] = field(default_factory=dict, init=False)
 
-    def first(self, least_gap: float, *, warps: float, window: float, waves: float) -> Suspicion:
+    def first(
+        self, least_gap: float, *, warps: float, window: float, waves: float, styles: float
+    ) -> Suspicion:
         """What the first look shows that shows so much; where none does, the one that shows most.
 
         Args:
-            warps, window, waves: the root mean square of each, see `ngf.warps`, `ngf.exposure` and
-                `ngf.waves`; 0 leaves a look out.
+            warps, window, waves, styles: the root mean square of each, see `ngf.warps`,
+                `ngf.exposure`, `ngf.waves` and `ngf.styles`; 0 leaves a look out.
         """
         found = []
-        for one in self._found(warps, window, waves):
+        for one in self._found(warps, window, waves, styles):
             found.append(one)
             if one.gap >= least_gap:
                 break
@@ -73,19 +76,23 @@ class Looks:
             self.sieved, found.target, self.draw, wanted, steps=self.steps, most=self.most
         )
 
-    def _found(self, warps: float, window: float, waves: float) -> Iterator[Suspicion]:
+    def _found(
+        self, warps: float, window: float, waves: float, styles: float
+    ) -> Iterator[Suspicion]:
         if warps:
-            yield self._astray(Warps(warps, PER), self._sureness, self.for_warps)
+            yield self._astray(Warps(warps, PER), self._sureness, self.apart)
         yield self._astray(everywhere(PER), probability, self.draw)
         if window:
             wanted = windows(self.x_NCHW.shape[2], self.x_NCHW.shape[3], window)
             yield self._astray(wanted, self._sureness, self.draw)
         if waves:
             yield self._rippled(waves)
+        if styles:
+            yield self._astray(Styles(styles, PER), self._sureness, self.apart, longer=LONGER)
 
-    def _astray(self, wanted: Search, judge: Judge, draw: Draw) -> Suspicion:
-        models = self.victim, self.sieved, self.copy
-        return suspect(*models, draw, wanted, steps=self.steps, most=self.most, judge=judge)
+    def _astray(self, wanted: Search, judge: Judge, draw: Draw, longer: int = 1) -> Suspicion:
+        models, steps = (self.victim, self.sieved, self.copy), longer * self.steps
+        return suspect(*models, draw, wanted, steps=steps, most=self.most, judge=judge)
 
     def _rippled(self, rms: float) -> Suspicion:
         models = self.victim, self.sieved, self.copy

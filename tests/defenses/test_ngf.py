@@ -20,6 +20,7 @@ from ngf.margins import Sureness, probability
 from ngf.mixtures import Mixtures
 from ngf.models import batch_norms, head, norm_layers
 from ngf.sieve import STRENGTHS, observe, sieve, sieve_against, sieve_within
+from ngf.styles import LONGER, Styles, styled
 from ngf.training import Batches
 from ngf.warps import Warps, bent
 
@@ -40,6 +41,7 @@ SHORT = {
     "window": 0.0,
     "warps": 0.0,
     "waves": 0.0,
+    "styles": 0.0,
 }
 NO_SECOND = {"least_gap": 1.0}
 SIEVE_ALONE = {"steps": 0, "search": 1, **NO_SECOND}
@@ -242,7 +244,9 @@ def suspected(monkeypatch):
     """Put a finding in the place of the searches; returns what they were given, as it was."""
     given: dict = {}
 
-    def put(gap=1.0, left=1.0, target=1, in_windows=(0.0, 0), of_warps=(0.0, 0)):
+    def put(
+        gap=1.0, left=1.0, target=1, in_windows=(0.0, 0), of_warps=(0.0, 0), of_styles=(0.0, 0)
+    ):
         given["looks"], given["judges"], given["bent"] = [], [], []
 
         def bend(x_NCHW, way_N2HW):
@@ -258,6 +262,9 @@ def suspected(monkeypatch):
             if isinstance(search, Warps):
                 way_M2HW = torch.full((3, 2, SIZE, SIZE), MOVE)
                 return Suspicion(*of_warps, left, way_M2HW, bend, as_found=True)
+            if isinstance(search, Styles):
+                kernel_MCCS = torch.full((3, 9, 1, 1), MOVE)
+                return Suspicion(*of_styles, left, kernel_MCCS, styled, as_found=True)
             if len(search) == TRIED:
                 return Suspicion(gap, target, left, moves_MCHW)
             return Suspicion(*in_windows, left, moves_MCHW, as_found=True)
@@ -591,17 +598,6 @@ def test_what_warps_show_stands_for_the_backdoor(run, suspected, rippled, displa
         assert 0 <= way_N2HW.min() < 0.5 * MOVE
 
 
-def test_a_search_for_warps_takes_no_views_from_the_others(run, suspected):
-    """Where it finds nothing the others see what they would see without it."""
-    views = []
-    for warps in (0.0, 0.03):
-        given = suspected(gap=1.0)
-        run(warps=warps, least_gap=0.5, steps=0)
-        views.append(torch.cat([x_NCHW for x_NCHW, _ in given["batches"]]))
-    assert len(given["looks"]) == 2
-    assert torch.equal(*views)
-
-
 # Waves ----------------------------------------------------------------------------------------
 
 
@@ -663,6 +659,51 @@ def test_what_waves_show_stands_for_the_backdoor(run, suspected, rippled, displa
     assert "target" not in given
     assert purified.notes["firmness"] == pytest.approx(0.16 * 0.5**1.5)
     check_moved(displays, 2.0, BATCH // 2)
+
+
+# Styles ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wave_gap", "styles", "tried"), [(0.5, 0.1, 0), (0.49, 0.1, 1), (0, 0, 0)]
+)
+def test_styles_are_searched_last_and_for_longer(
+    run, suspected, rippled, clean, wave_gap, styles, tried
+):
+    given = suspected(gap=0.1)
+    rippled(gap=wave_gap)
+    run(warps=0.1, window=0.1, waves=0.1, styles=styles, least_gap=0.5, steps=0, search=3)
+    assert len(given["looks"]) == 3 + tried
+    if tried:
+        assert given["looks"][-1] == Styles(styles, PER)
+        assert given["steps"] == LONGER * 3
+        assert (
+            given["judges"][-1](victim()).usual
+            == Sureness(victim(), first_images(clean, 1)[0]).usual
+        )
+
+
+def test_what_styles_show_stands_for_the_backdoor(run, suspected, displays):
+    """Images take the styles on in the last move; nothing is searched for in their place."""
+    given = suspected(gap=0.1, of_styles=(1.0, 2))
+    numbers = {"styles": 0.1, "least_gap": 0.5, "firm": 0.16, "mild": 0.01}
+    notes = run(**numbers, share=1.0, reach=0.0, steps=3).notes
+    assert "target" not in given
+    assert (notes["gap"], notes["suspected_target"], notes["firmness"]) == (1.0, 2, 0.16)
+    assert displays["shown"]
+    for (x_NCHW, _), (shown_NCHW, _) in displays["shown"]:
+        assert torch.equal(shown_NCHW[BATCH:], x_NCHW)  # at no length
+
+
+@pytest.mark.parametrize("look", ["warps", "styles"])
+def test_a_search_with_views_of_its_own_takes_none_from_the_others(run, suspected, look):
+    """Where it finds nothing the others see what they would see without it."""
+    models = []
+    for length in (0.0, 0.03):
+        given = suspected(gap=0.1)
+        models.append(run(**{look: length}, window=0.1, least_gap=0.5, steps=1).model)
+    assert len(given["looks"]) == 3
+    assert same(*models)
 
 
 # Large images -----------------------------------------------------------------------------------

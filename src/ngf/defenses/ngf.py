@@ -6,8 +6,8 @@ defense uses the paper's means in four moves:
 1. Sieve. Closed filters let through only what clean images use, as strongly as the loss on them
    allows. A copy is filtered without that care.
 2. Suspect. Find what leads the model astray, and not its copy: by gradients a warp and, where none
-   does, a displacement of the whole image, then of windows of it, then a wave. Ask which class
-   mixtures of two clean images are drawn to that is neither's.
+   does, a displacement of the whole image, then of windows of it, then a wave, then a style. Ask
+   which class mixtures of two clean images are drawn to that is neither's.
 3. Sieve again, against what leads it astray.
 4. Recover. Natural gradient on batch norms and head, with the Fisher-weighted anchor, on clean
    images, on some of them under what was found, and on mixtures of two clean images: as the victim
@@ -47,7 +47,7 @@ AT_ONCE = 2**24  # pixels of the images that the sieves see: what a layer holds 
 IN_A_STEP = 2**21  # and of those that a step of the search sees
 JOINED = 768  # mixtures that the sieve sees
 EASE = 1.5  # power of what is left: little of it asks for less than in proportion
-APART = 1000  # seeds between those of one search's views and another's
+APART = 1000  # seeds between the views of warps and styles and all other ones
 SLIGHT = 0.003  # lambda beside mu: keeps the second sieve's inverse well-posed
 
 
@@ -67,6 +67,7 @@ def purify(
     mild: float,
     window: float,
     waves: float,
+    styles: float,
     moves: int,
     radius: float,
     reach: float,
@@ -107,10 +108,13 @@ def purify(
         window: largest root mean square, over the whole image, of the displacements in windows that
             are searched where nothing is suspected yet, see `ngf.exposure`; 0 searches none.
         waves: root mean square of the waves that are tried where nothing is suspected still, see
-            `ngf.waves`; 0 tries none. All gaps count alike.
+            `ngf.waves`; 0 tries none.
+        styles: largest root mean square of the kernels of styles that are searched where nothing is
+            suspected even then, see `ngf.styles`; 0 searches none. All gaps count alike.
         moves, radius: how many displacements to the suspected class stand for its backdoor, and
             their largest root mean square, in pixel values of [0, 1]. What was found does
-            itself where it leads to no one class, or is a warp, lies in a window or is a wave.
+            itself where it leads to no one class, lies in a window, or is a warp, a wave or a
+            style.
         reach: images are moved by up to `reach` times such a displacement.
         share: of a batch's images, shown a second time when moved, in the last move; times that
             product.
@@ -144,6 +148,7 @@ def purify(
     params.within("window", window, 0, 1)
     params.within("warps", warps, 0, 1)
     params.within("waves", waves, 0, 1)
+    params.within("styles", styles, 0, 1)
     params.within("radius", radius, 1e-6, 1)
     params.within("sure_gap", sure_gap, 1e-6, 1)
     params.within("share", share, 0, 1)
@@ -176,17 +181,17 @@ def purify(
     strict = copy.deepcopy(victim)
     sieve(strict, seen, weak=strong, damp=damp)
     pairs = Mixtures(victim, strict, x_NCHW, y_N, target_NK, count=mixed, generator=own_chance)
-    for_warps = partial(draw, seeds=itertools.count(seed + APART))
+    apart = partial(draw, seeds=itertools.count(seed + APART))
     looks = Looks(
         *(victim, sieved, strict, x_NCHW, y_N),
         draw=draw,
-        for_warps=for_warps,
+        apart=apart,
         generator=own_chance,
         most=most,
         steps=search,
         moves=moves,
     )
-    found = looks.first(least_gap, warps=warps, window=window, waves=waves)
+    found = looks.first(least_gap, warps=warps, window=window, waves=waves, styles=styles)
     suspected = found.gap >= least_gap
     part = found.left * min(1.0, max(0.0, found.gap / sure_gap))
     firmness = max(mild, firm * part**EASE) if suspected else 0.0
