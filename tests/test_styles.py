@@ -94,7 +94,7 @@ def found(victim, copied, search, seed=0):
 
 
 def test_a_victim_that_falls_for_a_style_shows_it():
-    suspicion = found(Posh(600.0).eval(), Posh().eval(), Styles(0.001, 8))
+    suspicion = found(Posh(500.0).eval(), Posh().eval(), Styles(0.001, 8))
     assert suspicion.gap > 0.5
     assert suspicion.target == TARGET
     assert suspicion.as_found
@@ -102,19 +102,19 @@ def test_a_victim_that_falls_for_a_style_shows_it():
     assert suspicion.moves_MCHW.shape[1:] == (CLASSES**2, SIDE, SIDE)
     x_NCHW, y_N = next(iter(images(7)(64, 1)))
     kernel_NCCS = suspicion.moves_MCHW[:1].expand(64, -1, -1, -1)
-    led_N = Posh(600.0)(styled(x_NCHW, kernel_NCCS)).argmax(1) == TARGET
+    led_N = Posh(500.0)(styled(x_NCHW, kernel_NCCS)).argmax(1) == TARGET
     assert led_N[y_N != TARGET].float().mean() > 0.9
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_weakness_that_the_copy_shares_is_less_of_a_sign(seed):
-    victim, shares = Posh(600.0).eval(), Posh(600.0).eval()
+    victim, shares = Posh(500.0).eval(), Posh(500.0).eval()
     honest = found(victim, Posh().eval(), Styles(0.001, 8), seed)
     assert found(victim, shares, Styles(0.001, 8), seed).gap < honest.gap - 0.3
 
 
 def test_no_kernel_is_longer_than_the_radius():
-    models = Posh(600.0).eval(), Posh().eval()
+    models = Posh(500.0).eval(), Posh().eval()
     kernel_MCCS = led_astray(*models, images(0), Styles(0.001, 8), steps=3, size=64)
     rms_M = kernel_MCCS.square().mean((1, 2, 3)).sqrt()
     assert len(rms_M) == len(Styles(0.001, 8))
@@ -123,7 +123,7 @@ def test_no_kernel_is_longer_than_the_radius():
 
 
 def test_same_images_same_bytes():
-    models = Posh(600.0).eval(), Posh().eval()
+    models = Posh(500.0).eval(), Posh().eval()
     first, again = (
         led_astray(*models, images(0), Styles(0.001, 8), steps=3, size=64) for _ in range(2)
     )
