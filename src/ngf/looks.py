@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from ngf.exposure import TRIED, Draw, Search, Suspicion, everywhere, led_to, suspect, windows
 from ngf.margins import Judge, Sureness, probability
-from ngf.styles import LONGER, Styles
+from ngf.styles import EACH, LONGER, Styles
 from ngf.warps import Warps
 from ngf.waves import Shown, strongest
 
-PER = 8  # images of a step under each displacement of the whole image, each bend, each style
+PER = 8  # images of a step under each displacement of the whole image, or each bend
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Looks:
         if waves:
             yield self._rippled(waves)
         if styles:
-            yield self._astray(Styles(styles, PER), self._sureness, self.apart, longer=LONGER)
+            yield self._astray(Styles(styles, EACH), self._sureness, self.apart, longer=LONGER)
 
     def _astray(self, wanted: Search, judge: Judge, draw: Draw, longer: int = 1) -> Suspicion:
         models, steps = (self.victim, self.sieved, self.copy), longer * self.steps

@@ -22,7 +22,9 @@ from torch.nn.functional import conv2d, pad
 from ngf.exposure import TRIED, Displace, Made, Search
 
 SIDE = 5  # pixels across a kernel
-LONGER = 2  # times as many steps as other searches: shorter ones miss `fba` now and then
+MANY = 2 * TRIED  # kernels that are searched together
+EACH = 4  # images of a step under each
+LONGER = 2  # times as many steps as elsewhere; with half the kernels or steps `fba` is missed more
 
 
 def styled(x_NCHW: Tensor, kernel_NCCS: Tensor) -> Tensor:
@@ -49,7 +51,7 @@ class Styles(Search):
 
     displace: Displace = styled
     as_found: bool = True
-    moves: int = TRIED
+    moves: int = MANY
 
     def __len__(self) -> int:
         return self.moves

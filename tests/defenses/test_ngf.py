@@ -20,7 +20,7 @@ from ngf.margins import Sureness, probability
 from ngf.mixtures import Mixtures
 from ngf.models import batch_norms, head, norm_layers
 from ngf.sieve import STRENGTHS, observe, sieve, sieve_against, sieve_within
-from ngf.styles import LONGER, Styles, styled
+from ngf.styles import EACH, LONGER, Styles, styled
 from ngf.training import Batches
 from ngf.warps import Warps, bent
 
@@ -675,7 +675,7 @@ def test_styles_are_searched_last_and_for_longer(
     run(warps=0.1, window=0.1, waves=0.1, styles=styles, least_gap=0.5, steps=0, search=3)
     assert len(given["looks"]) == 3 + tried
     if tried:
-        assert given["looks"][-1] == Styles(styles, PER)
+        assert given["looks"][-1] == Styles(styles, EACH)
         assert given["steps"] == LONGER * 3
         assert (
             given["judges"][-1](victim()).usual
