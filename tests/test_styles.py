@@ -103,7 +103,7 @@ def test_a_victim_that_falls_for_a_style_shows_it():
     x_NCHW, y_N = next(iter(images(7)(64, 1)))
     kernel_NCCS = suspicion.moves_MCHW[:1].expand(64, -1, -1, -1)
     led_N = Posh(500.0)(styled(x_NCHW, kernel_NCCS)).argmax(1) == TARGET
-    assert led_N[y_N != TARGET].float().mean() > 0.9
+    assert led_N[y_N != TARGET].float().mean() > 0.7
 
 
 @pytest.mark.parametrize("seed", range(3))
