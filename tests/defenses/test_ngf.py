@@ -247,7 +247,7 @@ def suspected(monkeypatch):
     def put(
         gap=1.0, left=1.0, target=1, in_windows=(0.0, 0), of_warps=(0.0, 0), of_styles=(0.0, 0)
     ):
-        given["looks"], given["judges"], given["bent"] = [], [], []
+        given["looks"], given["judges"], given["bent"], given["views"] = [], [], [], []
 
         def bend(x_NCHW, way_N2HW):
             given["bent"].append((x_NCHW, way_N2HW, bent(x_NCHW, way_N2HW)))
@@ -258,6 +258,7 @@ def suspected(monkeypatch):
             given["judges"].append(options.pop("judge"))
             given.update(models=copy.deepcopy(models), batches=list(draw(7, 3)), **options)
             given["looks"].append(search)
+            given["views"].append(torch.cat([x_NCHW for x_NCHW, _ in given["batches"]]))
             moves_MCHW = torch.full((3, 3, SIZE, SIZE), MOVE)
             if isinstance(search, Warps):
                 way_M2HW = torch.full((3, 2, SIZE, SIZE), MOVE)
@@ -687,23 +688,31 @@ def test_what_styles_show_stands_for_the_backdoor(run, suspected, displays):
     """Images take the styles on in the last move; nothing is searched for in their place."""
     given = suspected(gap=0.1, of_styles=(1.0, 2))
     numbers = {"styles": 0.1, "least_gap": 0.5, "firm": 0.16, "mild": 0.01}
-    notes = run(**numbers, share=1.0, reach=0.0, steps=3).notes
+    notes = run(**numbers, share=1.0, reach=0.5, steps=3).notes
     assert "target" not in given
     assert (notes["gap"], notes["suspected_target"], notes["firmness"]) == (1.0, 2, 0.16)
     assert displays["shown"]
     for (x_NCHW, _), (shown_NCHW, _) in displays["shown"]:
-        assert torch.equal(shown_NCHW[BATCH:], x_NCHW)  # at no length
+        light_N1HW = x_NCHW.sum(1, keepdim=True)  # what each of the kernels multiplies
+        change_NCHW = shown_NCHW[BATCH:] - x_NCHW
+        length_N = change_NCHW.mean((1, 2, 3)) / light_N1HW.mean((1, 2, 3))
+        expected_NCHW = length_N[:, None, None, None] * light_N1HW.expand_as(x_NCHW)
+        torch.testing.assert_close(change_NCHW, expected_NCHW, atol=1e-5, rtol=0)
+        assert 0 <= length_N.min() < 0.25 * MOVE < length_N.max() <= 0.5001 * MOVE
 
 
 @pytest.mark.parametrize("look", ["warps", "styles"])
 def test_a_search_with_views_of_its_own_takes_none_from_the_others(run, suspected, look):
     """Where it finds nothing the others see what they would see without it."""
-    models = []
+    views = []
     for length in (0.0, 0.03):
         given = suspected(gap=0.1)
-        models.append(run(**{look: length}, window=0.1, least_gap=0.5, steps=1).model)
+        run(**{look: length}, window=0.1, least_gap=0.5, steps=0)
+        looks = zip(given["looks"], given["views"], strict=True)
+        views.append([seen for search, seen in looks if not isinstance(search, Warps | Styles)])
     assert len(given["looks"]) == 3
-    assert same(*models)
+    for without, beside in zip(*views, strict=True):
+        assert torch.equal(without, beside)
 
 
 # Large images -----------------------------------------------------------------------------------
