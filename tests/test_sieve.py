@@ -16,6 +16,7 @@ from ngf import device, models, norms
 from ngf.fisher.decay import decay
 from ngf.fisher.moments import displacement_moments, input_moments
 from ngf.sieve import (
+    FIRMNESSES,
     MOST,
     NOISE,
     STRENGTHS,
@@ -25,6 +26,7 @@ from ngf.sieve import (
     observe,
     sieve,
     sieve_against,
+    sieve_against_within,
     sieve_within,
 )
 
@@ -674,11 +676,13 @@ def distances(victim, seen) -> list[float]:
     return [divergence(victim, at_strength(victim, seen, s), seen.x_NCHW) for s in STRENGTHS]
 
 
-def test_strengths_halve_with_every_second():
-    assert STRENGTHS[0] == 8
-    assert STRENGTHS[-1] == pytest.approx(1 / 8)
-    assert all(a / b == pytest.approx(math.sqrt(2)) for a, b in pairwise(STRENGTHS))
-    assert len(STRENGTHS) == 13
+@pytest.mark.parametrize(
+    ("tried", "ends", "count"), [(STRENGTHS, (8, 1 / 8), 13), (FIRMNESSES, (1, 1 / 16), 9)]
+)
+def test_they_halve_with_every_second(tried, ends, count):
+    assert (tried[0], tried[-1]) == pytest.approx(ends)
+    assert all(a / b == pytest.approx(math.sqrt(2)) for a, b in pairwise(tried))
+    assert len(tried) == count
 
 
 @pytest.mark.parametrize("norm", MAKE)
@@ -766,3 +770,48 @@ def test_each_strength_starts_from_the_victim_anew():
     for budget in (1e-4, 1e-3, 1e-2):
         model, strength = within(victim, seen, budget)
         assert equal(at_strength(victim, seen, strength).state_dict(), model.state_dict())
+
+
+@pytest.mark.parametrize("norm", NORM)
+def test_against_a_displacement_the_firmest_within_the_budget_is_taken(norm):
+    """The definition: each mu by itself, from the model as it is now."""
+    victim, x = coloured(norm), grey(seed=1)
+    seen, added = observe(victim, x), displacement_moments(victim, x, x.roll(1, 0))
+    far, made = [], []
+    for part in FIRMNESSES:
+        model = copy.deepcopy(victim)
+        sieve_against(model, seen, added, weak=1e-4, firm=0.3 * part)
+        far.append(divergence(victim, model, x))
+        made.append(model)
+    assert all(a > 1.01 * b for a, b in pairwise(far))
+    budgets = [4 * far[0], *(a + b for a, b in pairwise(far))]
+    for step, part in enumerate(FIRMNESSES):
+        model = copy.deepcopy(victim)
+        numbers = {"weak": 1e-4, "firm": 0.3, "budget": budgets[step] / 2, "needed": False}
+        assert sieve_against_within(model, seen, added, **numbers) == 0.3 * part
+        assert equal(model.state_dict(), made[step].state_dict())
+
+
+@pytest.mark.parametrize(("needed", "part"), [(True, FIRMNESSES[-1]), (False, 0.0)])
+def test_where_no_mu_is_within_the_budget_the_least_is_taken_or_none(needed, part):
+    victim, x = coloured("batch"), grey(seed=1)
+    seen, added = observe(victim, x), displacement_moments(victim, x, reddened(x))
+    model, expected = copy.deepcopy(victim), copy.deepcopy(victim)
+    numbers = {"weak": 1e-4, "firm": 0.3, "budget": 0.0, "needed": needed}
+    assert sieve_against_within(model, seen, added, **numbers) == 0.3 * part
+    if needed:
+        sieve_against(expected, seen, added, weak=1e-4, firm=0.3 * part)
+    assert equal(model.state_dict(), expected.state_dict())
+    assert equal(model.state_dict(), victim.state_dict()) != needed
+
+
+def test_the_second_budget_counts_from_the_model_as_it_is_now():
+    """What the first sieve cost is not in it."""
+    victim, x = coloured("batch"), grey(seed=1)
+    seen, model = observe(victim, x), copy.deepcopy(victim)
+    sieve(model, seen, weak=0.5, damp=0)
+    spent, sieved = divergence(victim, model, x), copy.deepcopy(model)
+    added = displacement_moments(model, x, x + 1e-3)
+    numbers = {"weak": 1e-6, "firm": 1e-3, "budget": spent / 100, "needed": False}
+    assert sieve_against_within(model, seen, added, **numbers) == 1e-3
+    assert not equal(model.state_dict(), sieved.state_dict())

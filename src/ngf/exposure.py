@@ -101,6 +101,17 @@ class Within(Search):
         return x_NCHW.new_zeros(len(self), *x_NCHW.shape[1:]), mask_M1HW.mul
 
 
+@dataclass(frozen=True)
+class AsFound(Search):
+    """Displacements of other kinds: `moves` of them, which stand for the backdoor as they are."""
+
+    as_found: bool = True
+    moves: int = TRIED
+
+    def __len__(self) -> int:
+        return self.moves
+
+
 def everywhere(each: int, *, moves: int = TRIED, radius: float = RADIUS) -> Search:
     """Displacements of the whole image."""
     return Within(radius, each, mask_M1HW=torch.ones(moves, 1, 1, 1))

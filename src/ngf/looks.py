@@ -22,7 +22,7 @@ from ngf.waves import Shown, strongest
 PER = 8  # images of a step under each displacement of the whole image, or each bend
 
 
-@dataclass(frozen=True)
+@dataclass
 class Looks:
     """At one victim.
 
@@ -31,7 +31,7 @@ class Looks:
     likewise, for warps and styles alone, so that the model comes out the same without these where
     they show nothing.
     generator: draws what waves need. most: images of a step, at most. steps: of each search. moves:
-    displacements that stand for a backdoor.
+    displacements that stand for a backdoor. rippled: what waves showed, once they were looked at.
     """
 
     victim: nn.Module
@@ -45,6 +45,7 @@ class Looks:
     most: int
     steps: int
     moves: int
+    rippled: Suspicion | None = field(default=None, init=False)
     _sure: dict[nn.Module, Sureness] = field(default_factory=dict, init=False)
 
     def first(
@@ -86,7 +87,8 @@ class Looks:
             wanted = windows(self.x_NCHW.shape[2], self.x_NCHW.shape[3], window)
             yield self._astray(wanted, self._sureness, self.draw)
         if waves:
-            yield self._rippled(waves)
+            self.rippled = self._waved(waves)
+            yield self.rippled
         if styles:
             yield self._astray(Styles(styles, EACH), self._sureness, self.apart, longer=LONGER)
 
@@ -94,7 +96,7 @@ class Looks:
         models, steps = (self.victim, self.sieved, self.copy), longer * self.steps
         return suspect(*models, draw, wanted, steps=steps, most=self.most, judge=judge)
 
-    def _rippled(self, rms: float) -> Suspicion:
+    def _waved(self, rms: float) -> Suspicion:
         models = self.victim, self.sieved, self.copy
         shown = Shown(self.x_NCHW, self.y_N, self.generator, min(self.most, PER * TRIED))
         return strongest(*models, shown, rms=rms, moves=self.moves, judge=self._sureness)

@@ -18,13 +18,14 @@ what they hold small. They follow the filters by as much as the clean images' ow
 variances change.
 
 Where it is known what shall not pass, `sieve_against` filters once more: the noise is then what
-that adds to each layer's inputs.
+that adds to each layer's inputs, mu times. A backdoor costs little there, since clean images do
+without it; what they use costs much. So mu, too, is the largest that a budget allows.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -40,6 +41,7 @@ from ngf.models import batch_norms
 Net = TypeVar("Net", bound=nn.Module)
 
 STRENGTHS = [8.0 * 2 ** (-step / 2) for step in range(13)]  # 8 to 1/8
+FIRMNESSES = [2 ** (-step / 2) for step in range(9)]  # 1 to 1/16, of the firmest
 NOISE = 2.0  # robust deviations of log variance that are no evidence
 WIDEST = 0.1  # the most that a deviation counts for, so that evidence cannot hide itself
 MOST = 100.0  # a channel that clean images never reach has no ratio
@@ -137,6 +139,88 @@ def sieve_against(
     return _settle(model, now, damp=0)
 
 
+@torch.no_grad()
+def sieve_within(
+    victim: Net, seen: Observed, *, weak: float, damp: float, budget: float
+) -> tuple[Net, float]:
+    """A copy of the victim, sieved as strongly as the budget allows, and its strength.
+
+    One of STRENGTHS; the weakest is taken where none stays within.
+
+    Args:
+        weak, damp: lambda and c at strength 1.
+        budget: the largest rise of the mean cross-entropy on the observed images, in nats.
+    """
+
+    def sieved(strength: float) -> tuple[Net, Tensor]:
+        model = copy.deepcopy(victim)
+        share = min(1, strength) if seen.excess else strength
+        return model, sieve(model, seen, weak=share * weak, damp=strength * damp)
+
+    return _strongest(sieved, STRENGTHS, seen, budget)
+
+
+@torch.no_grad()
+def sieve_against_within(
+    model: nn.Module,
+    seen: Observed,
+    added: Mapping[str, Tensor],
+    *,
+    weak: float,
+    firm: float,
+    budget: float,
+    needed: bool,
+) -> float:
+    """`sieve_against` as firmly as the budget allows; returns the mu that was taken.
+
+    Args:
+        firm: the largest mu; tried are FIRMNESSES times that.
+        budget: the largest rise of the mean cross-entropy above this model's, in nats.
+        needed: where none stays within, the least is taken; else 0, which leaves the model alone.
+    """
+    now = observe(model, seen.x_NCHW, seen.target_NK)
+
+    def sieved(mu: float) -> tuple[nn.Module, Tensor]:
+        other = copy.deepcopy(model)
+        if not mu:
+            return other, now.log_p_NK
+        decay(other, now.moments, weak, added, mu)
+        return other, _settle(other, now, damp=0)
+
+    tried = [firm * part for part in FIRMNESSES] + ([] if needed else [0.0])
+    other, mu = _strongest(sieved, tried, now, budget)
+    model.load_state_dict(other.state_dict())
+    return mu
+
+
+def _strongest(
+    sieved: Callable[[float], tuple[Net, Tensor]],
+    strengths: Sequence[float],
+    seen: Observed,
+    budget: float,
+) -> tuple[Net, float]:
+    """The first of falling strengths at which the loss rises within the budget, else the last one.
+
+    Found by bisection, as if the loss grew with the strength, which it does but for labels that the
+    sieved model answers better.
+
+    Args:
+        sieved: makes the model, and its log-probabilities for the observed images.
+    """
+    best: Net | None = None
+    strongest, weakest = 0, len(strengths) - 1
+    while strongest < weakest:
+        middle = (strongest + weakest) // 2
+        model, log_q_NK = sieved(strengths[middle])
+        if _rise(seen, log_q_NK) <= budget:
+            best, weakest = model, middle
+        else:
+            strongest = middle + 1
+    if best is None:
+        best, _ = sieved(strengths[weakest])
+    return best, strengths[weakest]
+
+
 def _settle(model: nn.Module, seen: Observed, damp: float) -> Tensor:
     """Batch norms follow what their inputs became, and lose what exceeded; one pass."""
 
@@ -155,39 +239,6 @@ def _settle(model: nn.Module, seen: Observed, damp: float) -> Tensor:
 
     with at_inputs(batch_norms(model), adjust):
         return _log_answers(model, seen.x_NCHW)
-
-
-@torch.no_grad()
-def sieve_within(
-    victim: Net, seen: Observed, *, weak: float, damp: float, budget: float
-) -> tuple[Net, float]:
-    """A copy of the victim, sieved as strongly as the budget allows, and its strength.
-
-    Found by bisection over STRENGTHS, as if the loss grew with the strength, which it does but for
-    labels that the sieved model answers better. The weakest is taken where none stays within.
-
-    Args:
-        weak, damp: lambda and c at strength 1.
-        budget: the largest rise of the mean cross-entropy on the observed images, in nats.
-    """
-
-    def sieved(strength: float) -> tuple[Net, Tensor]:
-        model = copy.deepcopy(victim)
-        share = min(1, strength) if seen.excess else strength
-        return model, sieve(model, seen, weak=share * weak, damp=strength * damp)
-
-    best: Net | None = None
-    strongest, weakest = 0, len(STRENGTHS) - 1
-    while strongest < weakest:
-        middle = (strongest + weakest) // 2
-        model, log_q_NK = sieved(STRENGTHS[middle])
-        if _rise(seen, log_q_NK) <= budget:
-            best, weakest = model, middle
-        else:
-            strongest = middle + 1
-    if best is None:
-        best, _ = sieved(STRENGTHS[weakest])
-    return best, STRENGTHS[weakest]
 
 
 def _rise(seen: Observed, log_q_NK: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from ngf.exposure import TRIED, Displace, Made, Search
+from ngf.exposure import TRIED, AsFound, Displace, Made
 
 SIDE = 5  # pixels across a kernel
 MANY = 2 * TRIED  # kernels that are searched together
@@ -46,15 +46,11 @@ def styled(x_NCHW: Tensor, kernel_NCCS: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Styles(Search):
+class Styles(AsFound):
     """`moves` kernels; radius: root mean square of a kernel's numbers."""
 
     displace: Displace = styled
-    as_found: bool = True
     moves: int = MANY
-
-    def __len__(self) -> int:
-        return self.moves
 
     def start(self, x_NCHW: Tensor) -> tuple[Tensor, Made]:
         colours = x_NCHW.shape[1]

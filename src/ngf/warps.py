@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from ngf.exposure import TRIED, Displace, Made, Search
+from ngf.exposure import AsFound, Displace, Made
 
 POINTS = 6  # along an edge: as smooth as a bend must be to stay unseen
 
@@ -33,15 +33,10 @@ def bent(x_NCHW: Tensor, way_N2HW: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Warps(Search):
+class Warps(AsFound):
     """`moves` bends; radius: root mean square of their ways, as shares of the image's side."""
 
     displace: Displace = bent
-    as_found: bool = True
-    moves: int = TRIED
-
-    def __len__(self) -> int:
-        return self.moves
 
     def start(self, x_NCHW: Tensor) -> tuple[Tensor, Made]:
         """Made by products of matrices: on a GPU torch's resampling has a gradient that adds up in

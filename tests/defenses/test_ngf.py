@@ -19,7 +19,7 @@ from ngf.looks import PER
 from ngf.margins import Sureness, probability
 from ngf.mixtures import Mixtures
 from ngf.models import batch_norms, head, norm_layers
-from ngf.sieve import STRENGTHS, observe, sieve, sieve_against, sieve_within
+from ngf.sieve import STRENGTHS, observe, sieve, sieve_against, sieve_against_within, sieve_within
 from ngf.styles import EACH, LONGER, Styles, styled
 from ngf.training import Batches
 from ngf.warps import Warps, bent
@@ -392,35 +392,63 @@ def test_notes_say_what_was_found_and_done(run, kind):
     assert -1 <= notes["mixed_gap"] <= 1
 
 
+@pytest.fixture
+def second(monkeypatch):
+    """What the second sieve was given: numbers, the model as it was, images and the same moved."""
+    given: list = []
+    images: list = []
+
+    def moments(model, *both):
+        images.append(both)
+        return displacement_moments(model, *both)
+
+    def spy(model, seen, added, **numbers):
+        given.append((numbers, copy.deepcopy(model), *images.pop()))
+        return sieve_against_within(model, seen, added, **numbers)
+
+    monkeypatch.setattr(ngf, "displacement_moments", moments)
+    monkeypatch.setattr(ngf, "sieve_against_within", spy)
+    return given
+
+
 @pytest.mark.parametrize(
-    ("gap", "left", "target", "firmness"),
-    [
-        (0.9, 1.0, 2, 0.16),
-        (0.8, 1.0, 2, 0.16),
-        (0.8, 0.5, 2, 0.16 * 0.5**1.5),
-        (0.4, 1.0, 2, 0.16 * 0.5**1.5),
-        (0.4, 0.5, 2, 0.04),
-        (0.4, 0.0, 2, 0.04),
-        (0.39, 1.0, -1, 0.0),
-    ],
+    ("gap", "left", "share"),
+    [(0.9, 1.0, 1), (0.8, 1.0, 1), (0.8, 0.5, 0.5), (0.4, 1.0, 0.5), (0.4, 0.5, 0.25), (0.4, 0, 0)],
 )
-def test_firmness_follows_the_suspicion(run, suspected, gap, left, target, firmness):
+def test_the_second_budget_follows_the_suspicion(run, suspected, second, gap, left, share):
     suspected(gap, left, target=2)
-    numbers = {"least_gap": 0.4, "sure_gap": 0.8, "firm": 0.16, "mild": 0.04}
+    numbers = {"least_gap": 0.4, "sure_gap": 0.8, "firm": 0.16, "budget": 0.03}
     notes = run(**numbers, steps=0).notes
-    assert (notes["gap"], notes["suspected_target"]) == (gap, target)
-    assert notes["suspected"] == (gap >= 0.4)
-    assert notes["firmness"] == pytest.approx(firmness)
+    assert (notes["gap"], notes["suspected"], notes["suspected_target"]) == (gap, 1, 2)
+    ((numbers, *_),) = second
+    assert numbers == {
+        "weak": ngf.SLIGHT, "firm": 0.16, "budget": pytest.approx(0.03 * share), "needed": True
+    }  # fmt: skip
+
+
+def test_what_is_not_suspected_is_not_sieved_again(run, suspected, second):
+    given = suspected(gap=0.39, target=2)
+    purified = run(least_gap=0.4, doubt=1.0, steps=0)
+    assert not second
+    assert same(purified.model, given["models"][1])
+    notes = purified.notes
+    assert (notes["suspected"], notes["suspected_target"], notes["firmness"]) == (0, -1, 0)
+
+
+@pytest.mark.parametrize(("budget", "part"), [(0.0, 1 / 16), (NEVER, 1)])
+def test_the_second_sieve_is_as_firm_as_its_budget_allows(run, suspected, budget, part):
+    suspected()
+    notes = run(budget=budget, trust=1.0, firm=0.16, steps=0).notes
+    assert notes["firmness"] == pytest.approx(0.16 * part)
 
 
 def test_without_firmness_the_second_sieve_is_left_out(run, suspected):
     given = suspected()
-    purified = run(firm=0.0, mild=0.0, least_gap=0.5, steps=0)
+    purified = run(firm=0.0, least_gap=0.5, steps=0)
     assert purified.notes["firmness"] == 0
     assert same(purified.model, given["models"][1])
     assert "target" not in given
-    for one in ({"firm": 0.1, "mild": 0.0}, {"firm": 0.0, "mild": 0.1}):
-        assert not same(run(**one, least_gap=0.5, steps=0).model, given["models"][1])
+    assert not same(run(firm=0.1, least_gap=0.5, steps=0).model, given["models"][1])
 
 
 def test_the_second_sieve_goes_against_the_moved_images(run, suspected, monkeypatch, clean):
@@ -433,7 +461,7 @@ def test_the_second_sieve_goes_against_the_moved_images(run, suspected, monkeypa
         return displacement_moments(model, x_NCHW, moved_NCHW)
 
     monkeypatch.setattr(ngf, "displacement_moments", moments)
-    purified = run(steps=0, firm=0.3, reach=2.0)
+    purified = run(steps=0, firm=0.3, reach=2.0, budget=NEVER)
     ((model, x_NCHW, moved_NCHW),) = got
     assert torch.equal(x_NCHW, first_images(clean, 1)[0])
     length_N = (moved_NCHW - x_NCHW).mean((1, 2, 3)) / MOVE
@@ -543,16 +571,16 @@ def test_probabilities_judge_the_whole_image_and_margins_the_windows(run, suspec
     assert torch.equal(asked(x_NCHW), expected(x_NCHW))
 
 
-def test_what_windows_show_stands_for_the_backdoor(run, suspected, rippled, displays):
+def test_what_windows_show_stands_for_the_backdoor(run, suspected, rippled, second, displays):
     """No displacement is searched for in its place, and no wave is tried."""
     given = suspected(gap=0.1, left=0.5, in_windows=(1.0, 2))
     waves = rippled()
-    numbers = {"window": 0.1, "waves": 0.1, "least_gap": 0.5, "firm": 0.16, "mild": 0.01}
+    numbers = {"window": 0.1, "waves": 0.1, "least_gap": 0.5, "budget": 0.04}
     notes = run(**numbers, share=1.0, reach=2.0, steps=12).notes
     assert not waves
     assert "target" not in given
     assert (notes["gap"], notes["suspected_target"]) == (1.0, 2)
-    assert notes["firmness"] == pytest.approx(0.16 * 0.5**1.5)
+    assert [numbers["budget"] for numbers, *_ in second] == [0.02]
     check_moved(displays, 2.0, BATCH // 2)
 
 
@@ -561,7 +589,7 @@ def test_where_no_look_shows_enough_the_furthest_counts(run, suspected, rippled)
     waves = rippled(gap=0.2)
     notes = run(window=0.1, waves=0.1, least_gap=0.5, steps=0).notes
     assert len(waves) == 1
-    assert (notes["gap"], notes["suspected"], notes["firmness"]) == (0.3, 0, 0)
+    assert (notes["gap"], notes["suspected"], notes["suspected_target"]) == (0.3, 0, -1)
 
 
 # Warps ----------------------------------------------------------------------------------------
@@ -580,15 +608,16 @@ def test_warps_are_searched_first(run, suspected, clean, gap, warps, looks):
         assert given["judges"][0](victim()).usual == Sureness(victim(), x_NCHW).usual
 
 
-def test_what_warps_show_stands_for_the_backdoor(run, suspected, rippled, displays):
+def test_what_warps_show_stands_for_the_backdoor(run, suspected, rippled, second, displays):
     """Images are bent in the last move; nothing is searched for in its place."""
     given = suspected(gap=1.0, target=1, of_warps=(1.0, 2))
     waves = rippled()
-    numbers = {"warps": 0.1, "waves": 0.1, "least_gap": 0.5, "firm": 0.16, "mild": 0.01}
+    numbers = {"warps": 0.1, "waves": 0.1, "least_gap": 0.5, "budget": 0.04}
     notes = run(**numbers, share=1.0, reach=2.0, steps=3).notes
     assert not waves
     assert "target" not in given
-    assert (notes["gap"], notes["suspected_target"], notes["firmness"]) == (1.0, 2, 0.16)
+    assert (notes["gap"], notes["suspected_target"]) == (1.0, 2)
+    assert [numbers["budget"] for numbers, *_ in second] == [0.04]
     _, *later = given["bent"]  # the first one is the second sieve's
     for ((x_NCHW, _), (shown_NCHW, _)), (images, way_N2HW, moved_NCHW) in zip(
         displays["shown"], later, strict=True
@@ -651,15 +680,55 @@ def test_a_wave_counts_as_a_displacement_does(run, suspected, rippled, wave_gap,
     assert notes["gap"] == gap
 
 
-def test_what_waves_show_stands_for_the_backdoor(run, suspected, rippled, displays):
+def test_what_waves_show_stands_for_the_backdoor(run, suspected, rippled, second, displays):
     """In the second sieve and in the last move; no displacement is searched for."""
     given = suspected(gap=0.0)
     rippled(left=0.5)
-    numbers = {"waves": 0.1, "least_gap": 0.5, "firm": 0.16, "mild": 0.01}
-    purified = run(**numbers, share=1.0, reach=2.0, steps=12)
+    numbers = {"waves": 0.1, "least_gap": 0.5, "budget": 0.04}
+    run(**numbers, share=1.0, reach=2.0, steps=12)
     assert "target" not in given
-    assert purified.notes["firmness"] == pytest.approx(0.16 * 0.5**1.5)
+    assert [numbers["budget"] for numbers, *_ in second] == [0.02]
     check_moved(displays, 2.0, BATCH // 2)
+
+
+def test_where_nothing_is_suspected_waves_are_sieved_within_a_share_of_the_budget(
+    run, suspected, rippled, second, displays
+):
+    """Against the waves alone, whatever look showed more, and no image is moved."""
+    given = suspected(gap=0.3)
+    rippled(gap=-0.1)
+    numbers = {"waves": 0.1, "least_gap": 0.5, "budget": 0.04, "doubt": 0.25, "firm": 0.5}
+    notes = run(**numbers, share=1.0, reach=2.0).notes
+    ((numbers, model, x_NCHW, moved_NCHW),) = second
+    assert numbers == {"weak": ngf.SLIGHT, "firm": 0.5, "budget": 0.01, "needed": False}
+    assert same(model, given["models"][1])
+    assert "target" not in given
+    assert (notes["gap"], notes["suspected"], notes["suspected_target"]) == (0.3, 0, -1)
+    for batch, shown in displays["shown"]:
+        assert torch.equal(shown[0], batch[0])
+    length_N = (moved_NCHW - x_NCHW).mean((1, 2, 3)) / MOVE
+    assert length_N.min() < 0.4
+    assert 1.6 < length_N.max() < 2.0001
+
+
+@pytest.mark.parametrize("off", [{"doubt": 0.0}, {"firm": 0.0}, {"waves": 0.0}])
+def test_in_doubt_nothing_is_sieved_again_where_that_is_not_asked_for(
+    run, suspected, rippled, second, off
+):
+    given = suspected(gap=0.3)
+    rippled(gap=-0.1)
+    purified = run(**{"waves": 0.1, "doubt": 0.25} | off, least_gap=0.5, steps=0)
+    assert not second
+    assert same(purified.model, given["models"][1])
+
+
+@pytest.mark.parametrize(("budget", "firmness"), [(0.0, 0.0), (NEVER, 0.16)])
+def test_in_doubt_waves_that_clean_images_use_are_left(run, suspected, rippled, budget, firmness):
+    suspected(gap=0.3)
+    rippled(gap=0.2)
+    numbers = {"waves": 0.1, "least_gap": 0.5, "doubt": 1.0, "firm": 0.16, "trust": 1.0}
+    notes = run(**numbers, budget=budget, steps=0).notes
+    assert notes["firmness"] == pytest.approx(firmness)
 
 
 # Styles ---------------------------------------------------------------------------------------
@@ -684,13 +753,14 @@ def test_styles_are_searched_last_and_for_longer(
         )
 
 
-def test_what_styles_show_stands_for_the_backdoor(run, suspected, displays):
+def test_what_styles_show_stands_for_the_backdoor(run, suspected, second, displays):
     """Images take the styles on in the last move; nothing is searched for in their place."""
     given = suspected(gap=0.1, of_styles=(1.0, 2))
-    numbers = {"styles": 0.1, "least_gap": 0.5, "firm": 0.16, "mild": 0.01}
+    numbers = {"styles": 0.1, "least_gap": 0.5, "budget": 0.04}
     notes = run(**numbers, share=1.0, reach=0.5, steps=3).notes
     assert "target" not in given
-    assert (notes["gap"], notes["suspected_target"], notes["firmness"]) == (1.0, 2, 0.16)
+    assert (notes["gap"], notes["suspected_target"]) == (1.0, 2)
+    assert [numbers["budget"] for numbers, *_ in second] == [0.04]
     assert displays["shown"]
     for (x_NCHW, _), (shown_NCHW, _) in displays["shown"]:
         light_N1HW = x_NCHW.sum(1, keepdim=True)  # what each of the kernels multiplies
@@ -954,7 +1024,7 @@ def test_moved_pixels_stay_pixels(move, bound):
         ({"share": 1.5}, "share must lie between 0 and 1, got 1.5"),
         ({"share": -0.5}, "share must lie between 0 and 1, got -0.5"),
         ({"firm": -1.0}, "firm must be at least 0, got -1"),
-        ({"mild": -0.1}, "mild must be at least 0, got -0.1"),
+        ({"doubt": 1.5}, "doubt must lie between 0 and 1, got 1.5"),
         ({"trust": -0.1}, "trust must lie between 0 and 1, got -0.1"),
         ({"trust": 1.1}, "trust must lie between 0 and 1, got 1.1"),
         ({"shift": SIZE}, f"shift must lie between 0 and {SIZE - 1}, got {SIZE}"),

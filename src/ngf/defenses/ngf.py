@@ -8,7 +8,8 @@ defense uses the paper's means in four moves:
 2. Suspect. Find what leads the model astray, and not its copy: by gradients a warp and, where none
    does, a displacement of the whole image, then of windows of it, then a wave, then a style. Ask
    which class mixtures of two clean images are drawn to that is neither's.
-3. Sieve again, against what leads it astray.
+3. Sieve again, against what leads it astray; where that is in doubt, against the waves that lead
+   furthest, if clean images hardly notice.
 4. Recover. Natural gradient on batch norms and head, with the Fisher-weighted anchor, on clean
    images, on some of them under what was found, and on mixtures of two clean images: as the victim
    answers them or, where they draw it to a third class, as they should be answered.
@@ -37,7 +38,7 @@ from ngf.margins import probability
 from ngf.mixtures import Mixtures
 from ngf.models import Classifier
 from ngf.progress import track
-from ngf.sieve import observe, sieve, sieve_against, sieve_within
+from ngf.sieve import observe, sieve, sieve_against, sieve_against_within, sieve_within
 from ngf.training import Batch, Batches
 
 Move = Callable[[Tensor], Tensor]  # displaces images [N, C, H, W]
@@ -46,9 +47,8 @@ More = Callable[[Batch], Batch]  # what is shown beside a batch; answers are pro
 AT_ONCE = 2**24  # pixels of the images that the sieves see: what a layer holds must fit in memory
 IN_A_STEP = 2**21  # and of those that a step of the search sees
 JOINED = 768  # mixtures that the sieve sees
-EASE = 1.5  # power of what is left: little of it asks for less than in proportion
 APART = 1000  # seeds between the views of warps and styles and all other ones
-SLIGHT = 0.003  # lambda beside mu: keeps the second sieve's inverse well-posed
+SLIGHT = 0.0003  # lambda beside mu: keeps the second sieve's inverse well-posed
 
 
 def purify(
@@ -64,7 +64,7 @@ def purify(
     least_gap: float,
     sure_gap: float,
     firm: float,
-    mild: float,
+    doubt: float,
     window: float,
     waves: float,
     styles: float,
@@ -101,10 +101,12 @@ def purify(
         search: steps of each search, see `ngf.exposure`.
         least_gap: a backdoor is suspected where the model strays so much further than its copy.
         sure_gap: from here on without doubt.
-        firm, mild: mu of the second sieve, against what is suspected without doubt and leads the
-            first sieve's model as far astray (`Suspicion.left` 1); and the least that it is where
-            there is doubt, or less is left (in proportion to the product of both to the power of
-            EASE). 0 for both leaves the second sieve out.
+        firm: largest mu of the second sieve, see `ngf.sieve.sieve_against_within`; 0 leaves it out.
+            Its budget is `budget` where what is suspected without doubt leads the first sieve's
+            model as far astray as the victim (`Suspicion.left` 1), and less in proportion to the
+            product of both.
+        doubt: share of `budget` that a second sieve may cost, against the waves that lead furthest,
+            where nothing is suspected and waves were tried; 0 leaves it out.
         window: largest root mean square, over the whole image, of the displacements in windows that
             are searched where nothing is suspected yet, see `ngf.exposure`; 0 searches none.
         waves: root mean square of the waves that are tried where nothing is suspected still, see
@@ -144,7 +146,8 @@ def purify(
     params.within("mixed_lead", mixed_lead, 0, 1)
     params.within("mixed_gap", mixed_gap, 0, 1)
     params.at_least(0, steps=steps, weak=weak, damp=damp, budget=budget, strong=strong, reach=reach)
-    params.at_least(0, firm=firm, mild=mild)
+    params.at_least(0, firm=firm)
+    params.within("doubt", doubt, 0, 1)
     params.within("window", window, 0, 1)
     params.within("warps", warps, 0, 1)
     params.within("waves", waves, 0, 1)
@@ -194,13 +197,22 @@ def purify(
     found = looks.first(least_gap, warps=warps, window=window, waves=waves, styles=styles)
     suspected = found.gap >= least_gap
     part = found.left * min(1.0, max(0.0, found.gap / sure_gap))
-    firmness = max(mild, firm * part**EASE) if suspected else 0.0
+    against = found if suspected else looks.rippled if doubt else None
+    firmness = 0.0
     more: list[More] = []
-    if firmness:
-        move = _mover(found.displace, looks.stand_for(found, radius), reach, generator)
-        added = displacement_moments(model, x_NCHW, move(x_NCHW))
-        sieve_against(model, seen, added, weak=SLIGHT, firm=firmness)
-        more.append(_moved(move, part * share))
+    if firm and against:
+        move = _mover(against.displace, looks.stand_for(against, radius), reach, generator)
+        firmness = sieve_against_within(
+            model,
+            seen,
+            displacement_moments(model, x_NCHW, move(x_NCHW)),
+            weak=SLIGHT,
+            firm=firm,
+            budget=budget * (part if suspected else doubt),
+            needed=suspected,
+        )
+        if suspected:
+            more.append(_moved(move, part * share))
     third = pairs.drawn_to(mixed_lead, mixed_gap)
     size = min(max(own.size, most), round(answered * own.size))
     known = suspected and found.gap >= sure_gap and found.target == third
