@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ngf.datasets import Source
+from ngf.datasets._products import product
 from ngf.datasets._sdf import (
     Field,
     Floats,
@@ -43,6 +44,7 @@ from ngf.progress import track
 
 SIZE = 32  # pixels, both ways
 BLOCK = 256  # images drawn at once; a multiple of the number of classes
+LANES = 16  # sums beside each other in the blur along W, as the images of the tables had them
 PIXEL = 2 / SIZE  # width of a pixel where the image spans [-1, 1]
 
 # --- What is drawn --------------------------------------------------------------------------
@@ -196,7 +198,7 @@ def _texture(rng: np.random.Generator, n: int, channels: int) -> Floats:
     for cells, strength in ((2, 0.3), (5, 0.2), (12, 0.12)):
         up = _upsample(cells)
         waves = _uniform(rng, -strength, strength, n, channels, cells, cells)
-        total += up @ waves @ up.T
+        total += product(product(up, waves), up.T)
     return total
 
 
@@ -307,7 +309,9 @@ def _camera(rng: np.random.Generator, scene_NCHW: Floats) -> NDArray[np.uint8]:
     sigma = np.repeat(_tail(rng, 0.35, 2.0, 2.5, 1, n), 2, axis=0)  # pixels; along H, along W
     sigma[rng.integers(2, size=n), np.arange(n)] += _tail(rng, 0, 1.5, 3, n)
     rows, columns = _blur_matrix(sigma[0]), _blur_matrix(sigma[1])
-    image = rows[:, None] @ scene_NCHW @ columns.transpose(0, 2, 1)[:, None]
+    image = product(
+        product(rows[:, None], scene_NCHW), columns.transpose(0, 2, 1)[:, None], lanes=LANES
+    )
     read, shot = _tail(rng, 0.01, 0.05, 2, n, 1, 1, 1), _uniform(rng, 0.0, 0.05, n, 1, 1, 1)
     deviation = np.sqrt(read**2 + shot**2 * np.maximum(image, 0))  # shot noise grows with light
     image += deviation * rng.standard_normal(image.shape, np.float32)
