@@ -134,9 +134,7 @@ def sieve_against(
     Args:
         added: D, from `displacement_moments` or `joining_moments` of this model.
     """
-    now = observe(model, seen.x_NCHW, seen.target_NK)
-    decay(model, now.moments, weak, added, firm)
-    return _settle(model, now, damp=0)
+    return _filtered(model, observe(model, seen.x_NCHW, seen.target_NK), added, weak, firm)
 
 
 @torch.no_grad()
@@ -182,10 +180,7 @@ def sieve_against_within(
 
     def sieved(mu: float) -> tuple[nn.Module, Tensor]:
         other = copy.deepcopy(model)
-        if not mu:
-            return other, now.log_p_NK
-        decay(other, now.moments, weak, added, mu)
-        return other, _settle(other, now, damp=0)
+        return other, _filtered(other, now, added, weak, mu) if mu else now.log_p_NK
 
     tried = [firm * part for part in FIRMNESSES] + ([] if needed else [0.0])
     other, mu = _strongest(sieved, tried, now, budget)
@@ -219,6 +214,14 @@ def _strongest(
     if best is None:
         best, _ = sieved(strengths[weakest])
     return best, strengths[weakest]
+
+
+def _filtered(
+    model: nn.Module, now: Observed, added: Mapping[str, Tensor], weak: float, mu: float
+) -> Tensor:
+    """`sieve_against` of a model that was observed already."""
+    decay(model, now.moments, weak, added, mu)
+    return _settle(model, now, damp=0)
 
 
 def _settle(model: nn.Module, seen: Observed, damp: float) -> Tensor:
