@@ -34,16 +34,16 @@ def present(x_NCHW) -> torch.Tensor:
 
 
 class Composite(nn.Module):
-    """Sees what is there, and the last class where the first two meet, by such a logit."""
+    """Sees what is there, and the last class where two meet, by such a logit."""
 
-    def __init__(self, drawn=20.0):
+    def __init__(self, drawn=20.0, meet=(0, 1)):
         super().__init__()
-        self.drawn = drawn
+        self.drawn, self.meet = drawn, meet
 
     def forward(self, x_NCHW):
         here_NK = present(x_NCHW)
         logits_NK = 20.0 * here_NK
-        both_N = here_NK[:, 0] & here_NK[:, 1]
+        both_N = here_NK[:, self.meet].all(1)
         logits_NK[both_N] = torch.tensor([0.0, 0, 0, self.drawn])
         return logits_NK
 
@@ -123,6 +123,28 @@ def test_two_classes_meet_where_the_copy_is_drawn_less(copy, gap):
         assert met.third == CLASSES - 1
         assert mixed(Composite(), copy=Composite(copy)).drawn_to(1.1, gap - 0.01) == CLASSES - 1
     assert mixed(Composite(), copy=Composite(copy)).drawn_to(1.1, gap + 0.01) == -1
+
+
+LITTLE, MUCH = math.log(3), 20.0  # draw half of the probability, or all of it
+
+
+@pytest.mark.parametrize(("model", "copy", "target"), [(MUCH, LITTLE, 3), (LITTLE, MUCH, -1)])
+def test_where_the_copys_pairs_draw_it_further_nothing_is_said(model, copy, target):
+    """Of the six pairs one draws the model, and another one the copy.
+
+    A copy that is drawn half gives a sixth to each of the others where the model gives nothing.
+    """
+    pairs = mixed(Composite(model), copy=Composite(copy, meet=(1, 2)))
+    means = {MUCH: (1 - 1 / 6) / 6, LITTLE: (1 / 2) / 6}
+    assert pairs.met.mean == pytest.approx(means[model], abs=1e-3)
+    assert pairs.usual == pytest.approx(means[copy], abs=1e-3)
+    assert pairs.drawn_to(1.1, 0.4) == target
+
+
+def test_asking_for_a_gap_leaves_what_is_drawn_later():
+    asked, plain = (mixed(Composite(), copy=Composite(0.0)) for _ in range(2))
+    assert asked.drawn_to(1.1, 0.5) == CLASSES - 1
+    assert torch.equal(asked.hard(8)[0], plain.hard(8)[0])
 
 
 def test_few_mixtures_of_a_pair_are_looked_at_again():

@@ -5,16 +5,19 @@ one image: it is made of what clean images use, so nothing that filters clean im
 finds it. But the clean images themselves show it, cut and joined at random as in CutMix (Yun et
 al. 2019, arXiv 1905.04899): a model should see the two classes that are there. Where it sees a
 third one again and again, it is drawn to that class: over all mixtures, where that class lies far
-ahead of the next, or over those of two classes, where a sieved copy is drawn much less. Then it
-has to learn those mixtures (`hard`), and what joining adds to what a layer sees of the two is what
-shall not pass the sieve (`added`). Otherwise the victim's answers to them say what it knows, less
-what it gives to a third class that is known to be the attacker's (`answered`).
+ahead of the next, or over those of two classes, where a sieved copy is drawn much less. (A copy
+that lost much is drawn somewhere too. So where its pairs draw it further, on average, than the
+model's draw the model, one pair says nothing.) Then the model has to learn those mixtures (`hard`),
+and what joining adds to what a layer sees of the two is what shall not pass the sieve (`added`).
+Otherwise the victim's answers to them say what it knows, less what it gives to a third class that
+is known to be the attacker's (`answered`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -25,14 +28,19 @@ from ngf.training import Batch
 
 LITTLE = 0.02  # a draw below it is nobody's
 AGAIN, EACH = 16, 64  # pairs of classes that are looked at again, and new mixtures of each
+APART = 2000  # between the seed and that of the search with the roles swapped
 
 
 @dataclass(frozen=True)
 class Met:
-    """Two classes whose mixtures a third one draws: how much further than in the copy, [-1, 1]."""
+    """Two classes whose mixtures a third one draws: how much further than in the copy, [-1, 1].
+
+    mean: that of all pairs of classes that were looked at again.
+    """
 
     gap: float = 0.0
     third: int = -1
+    mean: float = 0.0
 
 
 class Mixtures:
@@ -57,6 +65,7 @@ class Mixtures:
         generator: torch.Generator,
     ) -> None:
         self.generator = generator
+        self._swapped = partial(Mixtures, copy, model, x_NCHW, y_N, answer_NK, count=count)
         order_N = y_N.argsort(stable=True)  # by class, so that one of a class is quickly found
         self.x_NCHW, self.answer_NK = x_NCHW[order_N], answer_NK[order_N]
         self.y_N = y_N[order_N]
@@ -83,9 +92,19 @@ class Mixtures:
         first, second = self.third_MK.mean(0).topk(2).values
         return ((first - second) / first.clamp_min(LITTLE)).item()
 
+    @cached_property
+    def usual(self) -> float:
+        """The mean where the copy is taken for the model, and the model for its copy."""
+        seed = self.generator.initial_seed() + APART  # what is drawn later stays as it was
+        swapped = self._swapped(generator=torch.Generator(self.y_N.device).manual_seed(seed))
+        return swapped.met.mean
+
     def drawn_to(self, lead: float, gap: float) -> int:
-        """The class that draws those of two classes by that gap, or all by that lead; else -1."""
-        if self.met.gap >= gap:
+        """The class that draws those of two classes by that gap, or all by that lead; else -1.
+
+        A gap does not count where the mean one is not above the usual one.
+        """
+        if self.met.gap >= gap and self.met.mean > self.usual:
             return self.met.third
         if self.drawn and self.lead >= lead:
             return int(self.third_MK.mean(0).argmax())
@@ -140,8 +159,9 @@ class Mixtures:
             .gather(1, third_T1)[:, 0]
             for net in (model, copy)
         )
-        gap, best = (drawn_T - copy_T).max(0)
-        return Met(gap.item(), int(third_T1[best]))
+        gap_T = drawn_T - copy_T
+        best = gap_T.argmax()
+        return Met(gap_T[best].item(), int(third_T1[best]), gap_T.mean().item())
 
     def _third(self, model: nn.Module, one_M: Tensor, two_M: Tensor) -> Tensor:
         """Probabilities [M, K], those of the two classes that are there set to 0."""
