@@ -35,7 +35,8 @@ class Cell(NamedTuple):
     clean_share: float = 1.0  # of the clean split, or more: then with training images
 
 
-FIRST = {"least_gap": 1.0, "search": 1, "waves": 0.0, "styles": 0.0}  # no class is ever suspected
+NO_MIXTURES = {"mixed_lead": 1.0, "mixed_gap": 1.0, "answered": 0.0}
+FIRST = {"least_gap": 1.0, "search": 1, "waves": 0.0, "styles": 0.0, **NO_MIXTURES}  # no suspicion
 NO_FIRST = {"weak": 0.0, "damp": 0.0}
 DEFENSES = (
     "none", "finetune", "finetune_head", "ft_sam", "ngf_strict", "ngf_released", "ngf",
@@ -57,6 +58,9 @@ SETS: dict[str, Sequence[Cell]] = {
         Cell("all, head alone tuned", "ngf", {"layers": "head"}),
         Cell("all, norms alone tuned", "ngf", {"layers": "norms"}),
         Cell("all, nothing moved in the end", "ngf", {"share": 0.0}),
+        Cell("all, no mixtures", "ngf", NO_MIXTURES),
+        Cell("all, no warps", "ngf", {"warps": 0.0}),
+        Cell("all, no waves", "ngf", {"waves": 0.0}),
         Cell("all", "ngf"),
         Cell("all, labels alone (trust 0)", "ngf", {"trust": 0.0}),
         Cell("all, victim's answers alone (trust 1)", "ngf", {"trust": 1.0}),
