@@ -127,11 +127,11 @@ def test_names_cannot_break_the_markdown_table(tmp_path, thresholds):
 
 
 def test_the_rows_of_the_docs_are_read(thresholds):
-    cells = collect.gather([], [ROOT / "docs" / "results" / "seeds.json"], thresholds)
+    cells = collect.gather([], [ROOT / "docs" / "results" / "ngf.json"], thresholds)
     found = {row.cell: row for row in table.rows(cells)}
-    # As in docs/results.md.
-    assert found["cifar10", "badnets", "ngf"].stats["drop"].percent() == "2.6 ± 1.2"
+    assert found["cifar10", "badnets", "ngf"].n == 1
     assert found["signs", "cba", "ngf"].n == 3
+    assert found["signs", "cba", "ngf"].stats["drop"].percent() == "1.1 ± 0.8"  # docs/results.md has each
 
 
 BAD = {
