@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from ngf.bench import victims
+from ngf.errors import InputError
 
 ROOT = Path("runs/bench")
 VARIANTS = (
@@ -39,6 +40,11 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=ROOT)
     parser.add_argument("--raw", type=Path, help="where the data set's raw files lie")
     given = parser.parse_args()
+    try:  # before anything is trained
+        for variant in given.variants:
+            victims.attack_options(variant, numbers)
+    except InputError as error:
+        parser.error(str(error))
     for seed in given.seeds:
         at = victims.place(
             numbers, given.dataset, seed=seed, norm=given.norm, root=given.root, raw=given.raw

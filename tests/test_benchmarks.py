@@ -83,6 +83,8 @@ def test_an_unknown_attack_is_no_variant(numbers):
         victims.attack_options("smoke-1%", numbers)
     with pytest.raises(InputError, match="recalibrated"):
         victims.attack_options("badnets-2%", numbers)
+    with pytest.raises(InputError, match="'lira' has no poison_rate"):
+        victims.attack_options("lira-5%", numbers)
 
 
 DATASETS = [name for name in plugins.names("datasets") if name != "folder"]

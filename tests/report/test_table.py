@@ -131,7 +131,8 @@ def test_the_rows_of_the_docs_are_read(thresholds):
     found = {row.cell: row for row in table.rows(cells)}
     assert found["cifar10", "badnets", "ngf"].n == 1
     assert found["signs", "cba", "ngf"].n == 3
-    assert found["signs", "cba", "ngf"].stats["drop"].percent() == "1.1 ± 0.8"  # docs/results.md has each
+    # docs/results.md has each of the three.
+    assert found["signs", "cba", "ngf"].stats["drop"].percent() == "1.1 ± 0.8"
 
 
 BAD = {

@@ -91,7 +91,7 @@ def attack_options(variant: str, numbers: Mapping[str, Any]) -> tuple[str, dict[
     """(attack, its section) of a variant.
 
     Raises:
-        InputError: there is no such attack or change.
+        InputError: there is no such attack or change, or the attack has no rate of its own.
     """
     attack, _, change = variant.partition("-")
     if attack not in numbers["attacks"]:
@@ -100,6 +100,8 @@ def attack_options(variant: str, numbers: Mapping[str, Any]) -> tuple[str, dict[
     if change:
         params.one_of(CHANGES, change=change)
     if change in RATES:
+        if "poison_rate" not in options:
+            raise InputError(f"'{variant}': attack '{attack}' has no poison_rate to change")
         options["poison_rate"] = RATES[change][attack in CLEAN_LABEL]
     elif change:
         options["release"] = change
