@@ -125,19 +125,23 @@ def test_two_classes_meet_where_the_copy_is_drawn_less(copy, gap):
     assert mixed(Composite(), copy=Composite(copy)).drawn_to(1.1, gap + 0.01) == -1
 
 
-LITTLE, MUCH = math.log(3), 20.0  # draw half of the probability, or all of it
+@pytest.mark.parametrize(
+    ("model", "copy", "target"), [(1.0, 0.5, 3), (1.0, 0.95, -1), (0.5, 1.0, -1)]
+)
+def test_where_the_copys_pairs_draw_it_about_as_far_nothing_is_said(model, copy, target):
+    """Of the six pairs one draws the model, and another one the copy, with that probability."""
 
+    def composite(draw, meet):
+        logit = 20.0 if draw == 1 else math.log(3 * draw / (1 - draw))
+        return Composite(logit, meet)
 
-@pytest.mark.parametrize(("model", "copy", "target"), [(MUCH, LITTLE, 3), (LITTLE, MUCH, -1)])
-def test_where_the_copys_pairs_draw_it_further_nothing_is_said(model, copy, target):
-    """Of the six pairs one draws the model, and another one the copy.
+    def mean(draw, other):
+        """The other one's pair gives a third of its rest to a class that the one never names."""
+        return (draw - (1 - other) / 3 * (draw == 1)) / 6
 
-    A copy that is drawn half gives a sixth to each of the others where the model gives nothing.
-    """
-    pairs = mixed(Composite(model), copy=Composite(copy, meet=(1, 2)))
-    means = {MUCH: (1 - 1 / 6) / 6, LITTLE: (1 / 2) / 6}
-    assert pairs.met.mean == pytest.approx(means[model], abs=1e-3)
-    assert pairs.usual == pytest.approx(means[copy], abs=1e-3)
+    pairs = mixed(composite(model, (0, 1)), copy=composite(copy, (1, 2)))
+    assert pairs.met.mean == pytest.approx(mean(model, copy), abs=1e-3)
+    assert pairs.usual == pytest.approx(mean(copy, model), abs=1e-3)
     assert pairs.drawn_to(1.1, 0.4) == target
 
 

@@ -26,7 +26,7 @@ from ngf.fisher.moments import join, joining_moments
 from ngf.margins import CHUNK, logits
 from ngf.training import Batch
 
-LITTLE = 0.02  # a draw below it is nobody's
+LITTLE = 0.02  # a draw below it is nobody's, and two means that lie no further apart are alike
 AGAIN, EACH = 16, 64  # pairs of classes that are looked at again, and new mixtures of each
 APART = 2000  # between the seed and that of the search with the roles swapped
 
@@ -102,9 +102,9 @@ class Mixtures:
     def drawn_to(self, lead: float, gap: float) -> int:
         """The class that draws those of two classes by that gap, or all by that lead; else -1.
 
-        A gap does not count where the mean one is not above the usual one.
+        A gap does not count where the mean one is not clearly above the usual one.
         """
-        if self.met.gap >= gap and self.met.mean > self.usual:
+        if self.met.gap >= gap and self.met.mean > self.usual + LITTLE:
             return self.met.third
         if self.drawn and self.lead >= lead:
             return int(self.third_MK.mean(0).argmax())
