@@ -123,10 +123,11 @@ def purify(
         trust: weight of the victim's answer to the clean image beside the label, in [0, 1].
         views: augmented passes over the clean split for the sieve and for the Fisher.
         mixed: pairs of clean images that are mixed and shown to the victim.
-        mixed_lead, mixed_gap: from which lead, or gap of two classes (`ngf.mixtures`), on the model
-            is sieved against what joining adds, mu being mixed_firm, and the last move shows the
-            hard mixtures and makes mixed_longer times the steps; not where their third class is the
-            one that is suspected without doubt already.
+        mixed_lead, mixed_gap: from which lead, or gap of two classes, on the model is sieved
+            against what joining adds, mu being mixed_firm, and the last move shows the hard
+            mixtures and makes mixed_longer times the steps; not where the copy's gaps explain its
+            own (`Mixtures.drawn_to`), nor where their third class is the one that is suspected
+            without doubt already.
         answered: mixtures shown for each clean image: the hard ones or, below both, any, as the
             victim answers them; or, where the third class is known so, less what it gives to it.
         steps, batch_size: natural-gradient steps and the clean images of each.
