@@ -56,6 +56,12 @@ def full_precision(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
+def few_images(monkeypatch):
+    """As many views as the numbers say; the one test that asks for more sets its own."""
+    monkeypatch.setattr(ngf, "LEAST", 1)
+
+
+@pytest.fixture(autouse=True)
 def deterministic():
     """As every stage asks for: of several threads, indexed sums differ from run to run else."""
     before = torch.get_deterministic_debug_mode()
@@ -322,6 +328,23 @@ def test_the_sieve_is_to_keep_what_lies_between_labels_and_the_victims(
     assert same(observed_model, victim())
     assert torch.equal(images_NCHW, x_NCHW)
     torch.testing.assert_close(target_NK, between(x_NCHW, y_N, trust))
+
+
+@pytest.mark.parametrize(("least", "views"), [(N, 1), (N + 1, 2), (3 * N, 3)])
+def test_few_clean_images_are_seen_more_often(run, monkeypatch, clean, least, views):
+    """In whole batches, of which N fills three."""
+    given: list = []
+
+    def spy(*arguments):
+        given.append(arguments[1])
+        return observe(*arguments)
+
+    monkeypatch.setattr(ngf, "observe", spy)
+    monkeypatch.setattr(ngf, "LEAST", least)
+    run(**SIEVE_ALONE)
+    (images_NCHW,) = given
+    assert len(images_NCHW) == -(-least // BATCH) * BATCH
+    assert torch.equal(images_NCHW, first_images(clean, views)[0][: len(images_NCHW)])
 
 
 @pytest.mark.parametrize("views", [1, 2])

@@ -21,6 +21,7 @@ batch norm, tuning the head alone in the end.
 import contextlib
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
@@ -44,6 +45,7 @@ from ngf.training import Batch, Batches
 Move = Callable[[Tensor], Tensor]  # displaces images [N, C, H, W]
 More = Callable[[Batch], Batch]  # what is shown beside a batch; answers are probabilities
 
+LEAST = 384  # images that the sieves see, whatever there are: fewer do not fill a deep layer's A
 AT_ONCE = 2**24  # pixels of the images that the sieves see: what a layer holds must fit in memory
 IN_A_STEP = 2**21  # and of those that a step of the search sees
 JOINED = 768  # mixtures that the sieve sees
@@ -121,7 +123,8 @@ def purify(
         share: of a batch's images, shown a second time when moved, in the last move; times that
             product.
         trust: weight of the victim's answer to the clean image beside the label, in [0, 1].
-        views: augmented passes over the clean split for the sieve and for the Fisher.
+        views: augmented passes over the clean split for the sieve and for the Fisher; more for the
+            sieve where these are fewer than LEAST images.
         mixed: pairs of clean images that are mixed and shown to the victim.
         mixed_lead, mixed_gap: from which lead, or gap of two classes, on the model is sieved
             against what joining adds, mu being mixed_firm, and the last move shows the hard
@@ -175,7 +178,8 @@ def purify(
     victim = copy.deepcopy(model.eval())
     own = batches(batch_size)
     pixels = clean.x_NHWC[0, :, :, 0].numel()
-    count = max(1, min(views * own.per_epoch, AT_ONCE // (own.size * pixels)))
+    count = max(views * own.per_epoch, math.ceil(LEAST / own.size))
+    count = max(1, min(count, AT_ONCE // (own.size * pixels)))
     most = max(1, IN_A_STEP // pixels)
     x_NCHW, y_N = map(torch.cat, zip(*track(own.take(count), "sieve", count), strict=True))
     target_NK = _answers(victim, (x_NCHW, y_N), trust)
