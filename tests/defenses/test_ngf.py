@@ -309,11 +309,9 @@ def observed(clean, views, trust=0.5):
     return observe(victim(), x_NCHW, between(x_NCHW, y_N, trust))
 
 
-@pytest.mark.parametrize("views", [1, 2])
-@pytest.mark.parametrize("trust", [0.0, 0.4, 1.0])
-def test_the_sieve_is_to_keep_what_lies_between_labels_and_the_victims(
-    run, monkeypatch, clean, views, trust
-):
+@pytest.fixture
+def sights(monkeypatch):
+    """What the first sieve was given: the model, images, and what is to be kept."""
     given: list = []
 
     def spy(*arguments):
@@ -321,28 +319,29 @@ def test_the_sieve_is_to_keep_what_lies_between_labels_and_the_victims(
         return observe(*arguments)
 
     monkeypatch.setattr(ngf, "observe", spy)
+    return given
+
+
+@pytest.mark.parametrize("views", [1, 2])
+@pytest.mark.parametrize("trust", [0.0, 0.4, 1.0])
+def test_the_sieve_is_to_keep_what_lies_between_labels_and_the_victims(
+    run, sights, clean, views, trust
+):
     model = victim()
     run(model=model, views=views, trust=trust, **SIEVE_ALONE)
     x_NCHW, y_N = first_images(clean, views)
-    ((observed_model, images_NCHW, target_NK),) = given
+    ((observed_model, images_NCHW, target_NK),) = sights
     assert same(observed_model, victim())
     assert torch.equal(images_NCHW, x_NCHW)
     torch.testing.assert_close(target_NK, between(x_NCHW, y_N, trust))
 
 
 @pytest.mark.parametrize(("least", "views"), [(N, 1), (N + 1, 2), (3 * N, 3)])
-def test_few_clean_images_are_seen_more_often(run, monkeypatch, clean, least, views):
+def test_few_clean_images_are_seen_more_often(run, monkeypatch, sights, clean, least, views):
     """In whole batches, of which N fills three."""
-    given: list = []
-
-    def spy(*arguments):
-        given.append(arguments[1])
-        return observe(*arguments)
-
-    monkeypatch.setattr(ngf, "observe", spy)
     monkeypatch.setattr(ngf, "LEAST", least)
     run(**SIEVE_ALONE)
-    (images_NCHW,) = given
+    ((_, images_NCHW, _),) = sights
     assert len(images_NCHW) == -(-least // BATCH) * BATCH
     assert torch.equal(images_NCHW, first_images(clean, views)[0][: len(images_NCHW)])
 
