@@ -199,6 +199,18 @@ def test_answered_ones_are_of_two_classes_new_each_time_and_as_the_model_says():
 
 
 @pytest.mark.parametrize("drawn", [0.0, 2.0, 20.0])
+def test_what_a_filtered_model_does_not_say_goes_to_the_two_that_are_there(drawn):
+    model, filtered = Composite(20.0), Composite(drawn)
+    x_NCHW, p_NK = mixed(Honest()).answered(model, 300, filtered)
+    said_NK, limit_NK = model(x_NCHW).softmax(1), filtered(x_NCHW).softmax(1)
+    expected_NK = torch.minimum(said_NK, limit_NK)
+    half_NK = torch.stack([answers(k.nonzero()[:, 0]).mean(0) for k in present(x_NCHW)])
+    expected_NK += (1 - expected_NK.sum(1, keepdim=True)) * half_NK
+    torch.testing.assert_close(p_NK, expected_NK)
+    assert (p_NK[:, -1] < said_NK[:, -1] - 0.1).any() == (drawn < 20)
+
+
+@pytest.mark.parametrize("drawn", [0.0, 2.0, 20.0])
 def test_what_goes_to_a_class_that_shall_have_none_goes_to_the_two_that_are_there(drawn):
     model = Composite(drawn)
     x_NCHW, p_NK = mixed(Honest()).answered(model, 300, never=CLASSES - 1)

@@ -605,14 +605,13 @@ def test_against_a_displacement_it_returns_what_the_sieved_model_answers(norm):
 
 @pytest.mark.parametrize("norm", NORM)
 def test_it_is_the_decay_against_the_models_own_moments(norm):
-    """Of the model as it is now, which may have been sieved since it was observed."""
     victim, x = coloured(norm), grey(seed=1)
-    seen, model = observe(victim, x), copy.deepcopy(victim)
-    sieve(model, seen, weak=0.5, damp=0)
+    model = copy.deepcopy(victim)
+    sieve(model, observe(victim, x), weak=0.5, damp=0)
     first, expected = copy.deepcopy(model), copy.deepcopy(model)
     added = displacement_moments(model, x, reddened(x))
     decay(expected, input_moments(model, x), 1e-3, added, 0.3)
-    sieve_against(model, seen, added, weak=1e-3, firm=0.3)
+    sieve_against(model, observe(model, x), added, weak=1e-3, firm=0.3)
     for name in added:
         assert torch.equal(model.get_submodule(name).weight, expected.get_submodule(name).weight)
     now, before = at_norms(model, x), at_norms(first, x)

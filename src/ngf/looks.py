@@ -64,18 +64,21 @@ class Looks:
                 break
         return max(found, key=lambda one: one.gap)
 
-    def stand_for(self, found: Suspicion, radius: float) -> Tensor:
+    def stand_for(self, found: Suspicion, radius: float, model: nn.Module) -> Tensor:
         """The displacements that stand for what was found.
 
-        Where it leads to one class and is none that gradients over the whole image would not find:
-        those of that root mean square which draw the sieved model there.
+        Where it can be followed: those of that root mean square which draw this model, a filtered
+        one, to its class.
         """
-        if found.target < 0 or found.as_found:
+        if not self.can_follow(found):
             return found.moves_MCHW
         wanted = everywhere(PER, moves=self.moves, radius=radius)
-        return led_to(
-            self.sieved, found.target, self.draw, wanted, steps=self.steps, most=self.most
-        )
+        return led_to(model, found.target, self.draw, wanted, steps=self.steps, most=self.most)
+
+    @staticmethod
+    def can_follow(found: Suspicion) -> bool:
+        """Whether it leads to one class, and gradients over the whole image would find its like."""
+        return found.target >= 0 and not found.as_found
 
     def _found(
         self, warps: float, window: float, waves: float, styles: float

@@ -9,8 +9,8 @@ ahead of the next, or over those of two classes, where a sieved copy is drawn mu
 that lost much is drawn somewhere too. So where its pairs draw it further, on average, than the
 model's draw the model, one pair says nothing.) Then the model has to learn those mixtures (`hard`),
 and what joining adds to what a layer sees of the two is what shall not pass the sieve (`added`).
-Otherwise the victim's answers to them say what it knows, less what it gives to a third class that
-is known to be the attacker's (`answered`).
+Otherwise the victim's answers to them say what it knows, as far as its filtered copy agrees, and
+less what it gives to a third class that is known to be the attacker's (`answered`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ngf.fisher.moments import join, joining_moments
-from ngf.margins import CHUNK, logits
+from ngf.margins import CHUNK, logits, probability
 from ngf.training import Batch
 
 LITTLE = 0.02  # a draw below it is nobody's, and two means that lie no further apart are alike
@@ -126,22 +126,25 @@ class Mixtures:
         upright_N = self._whole(2, count)
         return joining_moments(model, self.x_NCHW[one_N], self.x_NCHW[two_N], upright_N)
 
-    def answered(self, model: nn.Module, count: int, never: int = -1) -> Batch:
+    def answered(
+        self, model: nn.Module, count: int, filtered: nn.Module | None = None, never: int = -1
+    ) -> Batch:
         """`count` new mixtures of two classes each and the model's answers; none of a single class.
 
-        What it gives to the class `never`, where neither image is of it, is answered as `hard`.
+        What it gives to a class beyond what the filtered one does, or to the class `never` where
+        neither image is of it, is answered as `hard`.
         """
         count = count if len(self.third_MK) else 0
         one_N = self._whole(len(self.y_N), count)
         two_N = self._strangers(self.y_N[one_N])
         x_NCHW = self._joined(one_N, two_N)
-        p_NK = logits(model, x_NCHW).softmax(1)
+        said_NK = probability(model)(x_NCHW)
+        p_NK = said_NK.minimum(said_NK if filtered is None else probability(filtered)(x_NCHW))
         if never >= 0:
-            astray_N = (self.y_N[one_N] != never) & (self.y_N[two_N] != never)
-            given_N1 = (p_NK[:, never] * astray_N)[:, None]
-            p_NK[:, never] *= ~astray_N
-            p_NK += given_N1 * self._halves(one_N, two_N)
-        return x_NCHW, p_NK
+            there_N = (self.y_N[one_N] == never) | (self.y_N[two_N] == never)
+            p_NK[:, never] *= there_N
+        rest_N1 = (said_NK.sum(1) - p_NK.sum(1))[:, None]
+        return x_NCHW, p_NK + rest_N1 * self._halves(one_N, two_N)
 
     def _met(self, model: nn.Module, copy: nn.Module) -> Met:
         """The pair with the largest gap, of those that were drawn furthest, by new mixtures."""

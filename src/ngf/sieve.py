@@ -124,7 +124,7 @@ def sieve(model: nn.Module, seen: Observed, *, weak: float, damp: float) -> Tens
 
 @torch.no_grad()
 def sieve_against(
-    model: nn.Module, seen: Observed, added: Mapping[str, Tensor], *, weak: float, firm: float
+    model: nn.Module, now: Observed, added: Mapping[str, Tensor], *, weak: float, firm: float
 ) -> Tensor:
     """Filter what was added to the inputs of this model's layers, in place: mu is `firm`.
 
@@ -132,9 +132,11 @@ def sieve_against(
     answers to clean images allow. Returns what `sieve` does.
 
     Args:
+        now: of this very model, as it is.
         added: D, from `displacement_moments` or `joining_moments` of this model.
     """
-    return _filtered(model, observe(model, seen.x_NCHW, seen.target_NK), added, weak, firm)
+    decay(model, now.moments, weak, added, firm)
+    return _settle(model, now, damp=0)
 
 
 @torch.no_grad()
@@ -180,7 +182,9 @@ def sieve_against_within(
 
     def sieved(mu: float) -> tuple[nn.Module, Tensor]:
         other = copy.deepcopy(model)
-        return other, _filtered(other, now, added, weak, mu) if mu else now.log_p_NK
+        if not mu:
+            return other, now.log_p_NK
+        return other, sieve_against(other, now, added, weak=weak, firm=mu)
 
     tried = [firm * part for part in FIRMNESSES] + ([] if needed else [0.0])
     other, mu = _strongest(sieved, tried, now, budget)
@@ -214,14 +218,6 @@ def _strongest(
     if best is None:
         best, _ = sieved(strengths[weakest])
     return best, strengths[weakest]
-
-
-def _filtered(
-    model: nn.Module, now: Observed, added: Mapping[str, Tensor], weak: float, mu: float
-) -> Tensor:
-    """`sieve_against` of a model that was observed already."""
-    decay(model, now.moments, weak, added, mu)
-    return _settle(model, now, damp=0)
 
 
 def _settle(model: nn.Module, seen: Observed, damp: float) -> Tensor:

@@ -309,6 +309,12 @@ def observed(clean, views, trust=0.5):
     return observe(victim(), x_NCHW, between(x_NCHW, y_N, trust))
 
 
+def seen_by(model, clean, trust=0.5):
+    """A model that was sieved, as it sees the images of the first sieve."""
+    x_NCHW, y_N = first_images(clean, 1)
+    return observe(model, x_NCHW, between(x_NCHW, y_N, trust))
+
+
 @pytest.fixture
 def sights(monkeypatch):
     """What the first sieve was given: the model, images, and what is to be kept."""
@@ -365,7 +371,7 @@ def test_the_search_gets_the_victim_the_sieved_model_and_a_strict_copy(
 
 
 def test_the_searches_get_their_steps_and_numbers(run, suspected):
-    given = suspected(target=2)
+    given = suspected(left=0.4, target=2)
     run(moves=3, search=5, radius=0.02)
     assert [len(y_N) for _, y_N in given["batches"]] == [7, 7, 7]
     (look,) = given["looks"]
@@ -442,10 +448,11 @@ def test_the_second_budget_follows_the_suspicion(run, suspected, second, gap, le
     numbers = {"least_gap": 0.4, "sure_gap": 0.8, "firm": 0.16, "budget": 0.03}
     notes = run(**numbers, steps=0).notes
     assert (notes["gap"], notes["suspected"], notes["suspected_target"]) == (gap, 1, 2)
-    ((numbers, *_),) = second
-    assert numbers == {
-        "weak": ngf.SLIGHT, "firm": 0.16, "budget": pytest.approx(0.03 * share), "needed": True
-    }  # fmt: skip
+    assert second
+    for numbers, *_ in second:
+        assert numbers == {
+            "weak": ngf.SLIGHT, "firm": 0.16, "budget": pytest.approx(0.03 * share), "needed": True
+        }  # fmt: skip
 
 
 def test_what_is_not_suspected_is_not_sieved_again(run, suspected, second):
@@ -475,7 +482,7 @@ def test_without_firmness_the_second_sieve_is_left_out(run, suspected):
 
 def test_the_second_sieve_goes_against_the_moved_images(run, suspected, second, clean):
     """It gets the images of the first one, each moved by up to `reach`, and works on its model."""
-    given = suspected()
+    given = suspected(left=0.4)
     purified = run(steps=0, firm=0.3, reach=2.0, budget=NEVER)
     ((_, model, x_NCHW, moved_NCHW),) = second
     assert same(model, given["models"][1])
@@ -484,8 +491,36 @@ def test_the_second_sieve_goes_against_the_moved_images(run, suspected, second, 
     assert length_N.min() < 0.4
     assert 1.6 < length_N.max() < 2.0001
     added = displacement_moments(model, x_NCHW, moved_NCHW)
-    sieve_against(model, observed(clean, 1), added, weak=ngf.SLIGHT, firm=0.3)
+    sieve_against(model, seen_by(model, clean), added, weak=ngf.SLIGHT, firm=0.3)
     assert same(purified.model, model)
+
+
+@pytest.mark.parametrize(
+    ("left", "target", "gap", "rounds"),
+    [(0.5, 1, 1.0, 2), (0.49, 1, 1.0, 1), (1.0, -1, 1.0, 1), (1.0, 1, 0.3, 0)],
+)
+def test_where_much_is_left_what_the_filtered_model_lets_through_is_searched_too(
+    run, suspected, second, monkeypatch, left, target, gap, rounds
+):
+    """And the sieved model is filtered anew against all of it, within the same budget."""
+    given, searched = suspected(gap, left, target), []
+
+    def led_to(model, target, draw, search, **options):
+        searched.append(copy.deepcopy(model))
+        return torch.full((len(search), 3, SIZE, SIZE), MOVE * 2.0 ** len(searched))
+
+    monkeypatch.setattr("ngf.looks.led_to", led_to)
+    run(steps=0, least_gap=0.4, reach=0.5)
+    assert len(second) == rounds
+    assert len(searched) == (rounds if target >= 0 else 0)
+    assert all(same(model, given["models"][1]) for _, model, *_ in second)
+    for number, (_, _, x_NCHW, moved_NCHW) in enumerate(second[: len(searched)]):
+        longest = 0.5 * MOVE * 2.0 ** (number + 1)
+        assert 0.5 * longest < (moved_NCHW - x_NCHW).mean((1, 2, 3)).max() < 1.001 * longest
+    assert all(
+        same(a, b) == (n == 0)
+        for n, (a, b) in enumerate(zip(searched, [m for _, m, *_ in second], strict=False))
+    )
 
 
 @pytest.fixture
@@ -852,11 +887,18 @@ DRAWN = {
 
 def test_where_a_class_draws_mixtures_what_joining_adds_is_sieved_too(run, leading, clean):
     given = leading()
-    purified = run(**DRAWN, **NO_SECOND, steps=0)
+    purified = run(**DRAWN, **NO_SECOND, steps=0, budget=NEVER)
     ((model, count, added),) = given
     assert count == ngf.JOINED
     assert not same(purified.model, model)
-    sieve_against(model, observed(clean, 1), added, weak=ngf.SLIGHT, firm=0.2)
+    sieve_against(model, seen_by(model, clean), added, weak=ngf.SLIGHT, firm=0.2)
+    assert same(purified.model, model)
+
+
+def test_what_joining_adds_stays_where_clean_images_use_it(run, leading):
+    given = leading()
+    purified = run(**DRAWN, **NO_SECOND, steps=0, budget=0.0, trust=1.0)
+    ((model, *_),) = given
     assert same(purified.model, model)
 
 
@@ -911,31 +953,36 @@ def test_without_a_leading_class_mixtures_are_shown_as_the_victim_answers_them(
 
 
 @pytest.mark.parametrize(
-    ("gap", "target", "third", "never"),
+    ("gap", "target", "third"),
     [
-        (0.0, 1, -1, -1),
-        (0.9, 1, -1, -1),  # mixtures do not show what is suspected
-        (0.8, 1, 1, 1),  # without doubt, and mixtures say the same
+        (0.0, 1, -1),
+        (0.9, 1, -1),  # mixtures do not show what is suspected
+        (0.8, 1, 1),  # without doubt, and mixtures say the same
     ],
 )
-def test_the_victims_answers_are_less_what_they_give_to_a_class_that_is_known(
-    run, suspected, leading, monkeypatch, gap, target, third, never
+def test_where_a_backdoor_is_suspected_the_filtered_model_limits_the_victims_answers(
+    run, suspected, second, leading, monkeypatch, gap, target, third
 ):
-    suspected(gap=gap, target=target)
+    """And nothing goes to a class that mixtures show, too."""
+    suspected(gap=gap, target=target, left=0.4)
     leading(1.0, third)
     given = []
     real = Mixtures.answered
 
-    def answered(self, model, count, never):
-        given.append((copy.deepcopy(model), count, never))
-        return real(self, model, count, never)
+    def answered(self, model, count, filtered, never):
+        given.append((copy.deepcopy(model), count, copy.deepcopy(filtered), never))
+        return real(self, model, count, filtered, never)
 
     monkeypatch.setattr(Mixtures, "answered", answered)
-    run(**DRAWN, least_gap=0.5, sure_gap=0.8)
-    assert [(count, shall_not) for _, count, shall_not in given] == [(BATCH, never)] * SHORT[
-        "steps"
-    ]
-    assert same(given[0][0], victim())
+    numbers = DRAWN | {"least_gap": 0.5, "sure_gap": 0.8}
+    sieved_again = run(**numbers, steps=0).model
+    run(**numbers)
+    assert len(given) == SHORT["steps"]
+    for model, count, filtered, never in given:
+        assert same(model, victim())
+        assert (count, never) == (BATCH, third)
+        assert same(filtered, sieved_again) if second else filtered is None
+    assert bool(second) == (gap >= 0.5)
 
 
 @pytest.mark.parametrize("lead", [0.0, 1.0])

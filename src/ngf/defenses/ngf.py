@@ -39,7 +39,7 @@ from ngf.margins import probability
 from ngf.mixtures import Mixtures
 from ngf.models import Classifier
 from ngf.progress import track
-from ngf.sieve import observe, sieve, sieve_against, sieve_against_within, sieve_within
+from ngf.sieve import Observed, observe, sieve, sieve_against_within, sieve_within
 from ngf.training import Batch, Batches
 
 Move = Callable[[Tensor], Tensor]  # displaces images [N, C, H, W]
@@ -51,6 +51,8 @@ IN_A_STEP = 2**21  # and of those that a step of the search sees
 JOINED = 768  # mixtures that the sieve sees
 APART = 1000  # seeds between the views of warps and styles and all other ones
 SLIGHT = 0.0003  # lambda beside mu: keeps the second sieve's inverse well-posed
+MUCH = 0.5  # left of what leads astray, from which on one search does not show all of it
+ROUNDS = 2  # of the second sieve then
 
 
 def purify(
@@ -206,15 +208,15 @@ def purify(
     firmness = 0.0
     more: list[More] = []
     if firm and against:
-        move = _mover(against.displace, looks.stand_for(against, radius), reach, generator)
-        firmness = sieve_against_within(
+        move, firmness = _sieve_again(
             model,
             seen,
-            displacement_moments(model, x_NCHW, move(x_NCHW)),
-            weak=SLIGHT,
+            lambda now: looks.stand_for(against, radius, now),
+            lambda moves: _mover(against.displace, moves, reach, generator),
             firm=firm,
             budget=budget * (part if suspected else doubt),
             needed=suspected,
+            rounds=ROUNDS if suspected and looks.can_follow(against) and found.left >= MUCH else 1,
         )
         if suspected:
             more.append(_moved(move, part * share))
@@ -222,11 +224,14 @@ def purify(
     size = min(max(own.size, most), round(answered * own.size))
     known = suspected and found.gap >= sure_gap and found.target == third
     if third < 0 or known:
-        more.append(lambda _: pairs.answered(victim, size, third))
+        filtered = copy.deepcopy(model) if suspected else None
+        more.append(lambda _: pairs.answered(victim, size, filtered, third))
     else:
         if mixed_firm:
             added = pairs.added(model, max(1, min(JOINED, AT_ONCE // (3 * pixels))))
-            sieve_against(model, seen, added, weak=SLIGHT, firm=mixed_firm)
+            sieve_against_within(
+                model, seen, added, weak=SLIGHT, firm=mixed_firm, budget=budget, needed=False
+            )
         steps = round(mixed_longer * steps)
         more.append(lambda _: pairs.hard(size))
     show = _shown(victim, trust, more)
@@ -242,6 +247,37 @@ def purify(
         "mixed_gap": pairs.met.gap,
     }
     return Purified(model, tuned, steps, notes)
+
+
+def _sieve_again(
+    model: Classifier,
+    seen: Observed,
+    stand_for: Callable[[Classifier], Tensor],
+    mover: Callable[[Tensor], Move],
+    *,
+    firm: float,
+    budget: float,
+    needed: bool,
+    rounds: int,
+) -> tuple[Move, float]:
+    """The second sieve, in place, against what stands for the backdoor: (how it moves images, mu).
+
+    What one search finds is a part of what is left. So each further round searches what the model
+    lets through by then, and the sieved model is filtered anew against all that was found, within
+    the same budget.
+    """
+    sieved = copy.deepcopy(model.state_dict())
+    moves_MCHW = stand_for(model)
+    for again in range(rounds):
+        if again:
+            moves_MCHW = torch.cat([moves_MCHW, stand_for(model)])
+            model.load_state_dict(sieved)
+        move = mover(moves_MCHW)
+        added = displacement_moments(model, seen.x_NCHW, move(seen.x_NCHW))
+        firmness = sieve_against_within(
+            model, seen, added, weak=SLIGHT, firm=firm, budget=budget, needed=needed
+        )
+    return move, firmness
 
 
 def _mover(
