@@ -12,7 +12,8 @@ defense uses the paper's means in four moves:
    furthest, if clean images hardly notice.
 4. Recover. Natural gradient on batch norms and head, with the Fisher-weighted anchor, on clean
    images, on some of them under what was found, and on mixtures of two clean images: as the victim
-   answers them or, where they draw it to a third class, as they should be answered.
+   answers them (where it is suspected, as far as the sieved model agrees) or, where they draw it to
+   a third class, as they should be answered.
 
 It makes use of what batch norm remembers of triggered images, does not need it, and works without
 batch norm, tuning the head alone in the end.
@@ -118,9 +119,9 @@ def purify(
         styles: largest root mean square of the kernels of styles that are searched where nothing is
             suspected even then, see `ngf.styles`; 0 searches none. All gaps count alike.
         moves, radius: how many displacements to the suspected class stand for its backdoor, and
-            their largest root mean square, in pixel values of [0, 1]. What was found does
-            itself where it leads to no one class, lies in a window, or is a warp, a wave or a
-            style.
+            their largest root mean square, in pixel values of [0, 1]; twice as many where MUCH is
+            left. What was found does itself where it leads to no one class, lies in a window, or
+            is a warp, a wave or a style.
         reach: images are moved by up to `reach` times such a displacement.
         share: of a batch's images, shown a second time when moved, in the last move; times that
             product.
@@ -129,12 +130,13 @@ def purify(
             sieve where these are fewer than LEAST images.
         mixed: pairs of clean images that are mixed and shown to the victim.
         mixed_lead, mixed_gap: from which lead, or gap of two classes, on the model is sieved
-            against what joining adds, mu being mixed_firm, and the last move shows the hard
-            mixtures and makes mixed_longer times the steps; not where the copy's gaps explain its
-            own (`Mixtures.drawn_to`), nor where their third class is the one that is suspected
-            without doubt already.
+            against what joining adds, mu being mixed_firm or, in steps down to a sixteenth, what
+            `budget` allows, and the last move shows the hard mixtures and makes mixed_longer times
+            the steps; not where the copy's gaps explain its own (`Mixtures.drawn_to`), nor where
+            their third class is the one that is suspected without doubt already.
         answered: mixtures shown for each clean image: the hard ones or, below both, any, as the
-            victim answers them; or, where the third class is known so, less what it gives to it.
+            victim answers them; where something is suspected no more of a class than the sieved
+            model gives, and where the third class is known so nothing of it.
         steps, batch_size: natural-gradient steps and the clean images of each.
         layers, fisher, lr, eta, damping, damping_last: see `ngf.fisher.natural.Rule`.
         shift: pixels of random translation in every view.
