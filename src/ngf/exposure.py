@@ -148,6 +148,11 @@ class Suspicion:
     displace: Displace = added
     as_found: bool = False
 
+    @property
+    def followed(self) -> bool:
+        """Whether it leads to one class, and gradients over the whole image would find its like."""
+        return self.target >= 0 and not self.as_found
+
 
 def suspect(
     victim: nn.Module,

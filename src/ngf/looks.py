@@ -70,15 +70,10 @@ class Looks:
         Where it can be followed: those of that root mean square which draw this model, a filtered
         one, to its class.
         """
-        if not self.can_follow(found):
+        if not found.followed:
             return found.moves_MCHW
         wanted = everywhere(PER, moves=self.moves, radius=radius)
         return led_to(model, found.target, self.draw, wanted, steps=self.steps, most=self.most)
-
-    @staticmethod
-    def can_follow(found: Suspicion) -> bool:
-        """Whether it leads to one class, and gradients over the whole image would find its like."""
-        return found.target >= 0 and not found.as_found
 
     def _found(
         self, warps: float, window: float, waves: float, styles: float

@@ -139,7 +139,9 @@ class Mixtures:
         two_N = self._strangers(self.y_N[one_N])
         x_NCHW = self._joined(one_N, two_N)
         said_NK = probability(model)(x_NCHW)
-        p_NK = said_NK.minimum(said_NK if filtered is None else probability(filtered)(x_NCHW))
+        p_NK = said_NK.clone()
+        if filtered is not None:
+            p_NK = p_NK.minimum(probability(filtered)(x_NCHW))
         if never >= 0:
             there_N = (self.y_N[one_N] == never) | (self.y_N[two_N] == never)
             p_NK[:, never] *= there_N

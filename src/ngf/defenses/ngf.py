@@ -212,13 +212,14 @@ def purify(
     if firm and against:
         move, firmness = _sieve_again(
             model,
+            sieved,
             seen,
             lambda now: looks.stand_for(against, radius, now),
             lambda moves: _mover(against.displace, moves, reach, generator),
             firm=firm,
             budget=budget * (part if suspected else doubt),
             needed=suspected,
-            rounds=ROUNDS if suspected and looks.can_follow(against) and found.left >= MUCH else 1,
+            rounds=ROUNDS if suspected and found.followed and found.left >= MUCH else 1,
         )
         if suspected:
             more.append(_moved(move, part * share))
@@ -253,6 +254,7 @@ def purify(
 
 def _sieve_again(
     model: Classifier,
+    sieved: Classifier,
     seen: Observed,
     stand_for: Callable[[Classifier], Tensor],
     mover: Callable[[Tensor], Move],
@@ -262,18 +264,19 @@ def _sieve_again(
     needed: bool,
     rounds: int,
 ) -> tuple[Move, float]:
-    """The second sieve, in place, against what stands for the backdoor: (how it moves images, mu).
+    """The second sieve of the model, in place, against what stands for the backdoor.
+
+    Returns how that moves images, and mu. `sieved` is the model as it is before.
 
     What one search finds is a part of what is left. So each further round searches what the model
     lets through by then, and the sieved model is filtered anew against all that was found, within
     the same budget.
     """
-    sieved = copy.deepcopy(model.state_dict())
-    moves_MCHW = stand_for(model)
+    moves_MCHW = stand_for(sieved)
     for again in range(rounds):
         if again:
             moves_MCHW = torch.cat([moves_MCHW, stand_for(model)])
-            model.load_state_dict(sieved)
+            model.load_state_dict(sieved.state_dict())
         move = mover(moves_MCHW)
         added = displacement_moments(model, seen.x_NCHW, move(seen.x_NCHW))
         firmness = sieve_against_within(
