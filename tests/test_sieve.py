@@ -812,5 +812,5 @@ def test_the_second_budget_counts_from_the_model_as_it_is_now():
     spent, sieved = divergence(victim, model, x), copy.deepcopy(model)
     added = displacement_moments(model, x, x + 1e-3)
     numbers = {"weak": 1e-6, "firm": 1e-3, "budget": spent / 100, "needed": False}
-    assert sieve_against_within(model, seen, added, **numbers) == 1e-3
+    assert sieve_against_within(model, observe(model, x), added, **numbers) == 1e-3
     assert not equal(model.state_dict(), sieved.state_dict())

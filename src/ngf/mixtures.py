@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ngf.fisher.moments import join, joining_moments
-from ngf.margins import CHUNK, logits, probability
+from ngf.margins import CHUNK, probability
 from ngf.training import Batch
 
 LITTLE = 0.02  # a draw below it is nobody's, and two means that lie no further apart are alike
@@ -172,11 +172,9 @@ class Mixtures:
         """Probabilities [M, K], those of the two classes that are there set to 0."""
         if not len(one_M):
             return self.answer_NK[:0].float()
-        parts = [
-            logits(model, self._joined(*rows))
-            for rows in zip(one_M.split(CHUNK), two_M.split(CHUNK), strict=True)
-        ]
-        third_MK = torch.cat(parts).softmax(1)
+        says = probability(model)
+        parts = zip(one_M.split(CHUNK), two_M.split(CHUNK), strict=True)
+        third_MK = torch.cat([says(self._joined(*rows)) for rows in parts])
         return third_MK.scatter_(1, self.y_N[torch.stack([one_M, two_M], 1)], 0)
 
     def _hard(self, count: int) -> Iterable[Tensor]:

@@ -163,7 +163,7 @@ def sieve_within(
 @torch.no_grad()
 def sieve_against_within(
     model: nn.Module,
-    seen: Observed,
+    now: Observed,
     added: Mapping[str, Tensor],
     *,
     weak: float,
@@ -174,11 +174,11 @@ def sieve_against_within(
     """`sieve_against` as firmly as the budget allows; returns the mu that was taken.
 
     Args:
+        now, added: as there.
         firm: the largest mu; tried are FIRMNESSES times that.
         budget: the largest rise of the mean cross-entropy above this model's, in nats.
         needed: where none stays within, the least is taken; else 0, which leaves the model alone.
     """
-    now = observe(model, seen.x_NCHW, seen.target_NK)
 
     def sieved(mu: float) -> tuple[nn.Module, Tensor]:
         other = copy.deepcopy(model)

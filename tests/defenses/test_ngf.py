@@ -425,9 +425,10 @@ def second(monkeypatch):
         images.append(both)
         return displacement_moments(model, *both)
 
-    def spy(model, seen, added, **numbers):
+    def spy(model, now, added, **numbers):
         given.append((numbers, copy.deepcopy(model), *images.pop()))
-        return sieve_against_within(model, seen, added, **numbers)
+        assert torch.equal(now.log_p_NK, observe(model, now.x_NCHW).log_p_NK)
+        return sieve_against_within(model, now, added, **numbers)
 
     monkeypatch.setattr(ngf, "displacement_moments", moments)
     monkeypatch.setattr(ngf, "sieve_against_within", spy)
@@ -838,7 +839,7 @@ def test_large_images_are_seen_by_fewer_at_a_time(run, suspected, monkeypatch):
     kept = []
     monkeypatch.setattr(ngf, "observe", lambda *args: kept.append(args[1]) or observe(*args))
     run(views=2)
-    assert [len(x_NCHW) for x_NCHW in kept] == [2 * BATCH]
+    assert {len(x_NCHW) for x_NCHW in kept} == {2 * BATCH}
     assert given["most"] == given["moves"]["most"] == TRIED + 1
 
 

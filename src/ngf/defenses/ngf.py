@@ -213,8 +213,8 @@ def purify(
         move, firmness = _sieve_again(
             model,
             sieved,
-            seen,
-            lambda now: looks.stand_for(against, radius, now),
+            observe(model, x_NCHW, target_NK),
+            lambda net: looks.stand_for(against, radius, net),
             lambda moves: _mover(against.displace, moves, reach, generator),
             firm=firm,
             budget=budget * (part if suspected else doubt),
@@ -233,7 +233,11 @@ def purify(
         if mixed_firm:
             added = pairs.added(model, max(1, min(JOINED, AT_ONCE // (3 * pixels))))
             sieve_against_within(
-                model, seen, added, weak=SLIGHT, firm=mixed_firm, budget=budget, needed=False
+                *(model, observe(model, x_NCHW, target_NK), added),
+                weak=SLIGHT,
+                firm=mixed_firm,
+                budget=budget,
+                needed=False,
             )
         steps = round(mixed_longer * steps)
         more.append(lambda _: pairs.hard(size))
@@ -255,7 +259,7 @@ def purify(
 def _sieve_again(
     model: Classifier,
     sieved: Classifier,
-    seen: Observed,
+    now: Observed,
     stand_for: Callable[[Classifier], Tensor],
     mover: Callable[[Tensor], Move],
     *,
@@ -266,7 +270,8 @@ def _sieve_again(
 ) -> tuple[Move, float]:
     """The second sieve of the model, in place, against what stands for the backdoor.
 
-    Returns how that moves images, and mu. `sieved` is the model as it is before.
+    Returns how that moves images, and mu. `sieved` is the model as it is before, `now` what a pass
+    shows of it.
 
     What one search finds is a part of what is left. So each further round searches what the model
     lets through by then, and the sieved model is filtered anew against all that was found, within
@@ -278,9 +283,9 @@ def _sieve_again(
             moves_MCHW = torch.cat([moves_MCHW, stand_for(model)])
             model.load_state_dict(sieved.state_dict())
         move = mover(moves_MCHW)
-        added = displacement_moments(model, seen.x_NCHW, move(seen.x_NCHW))
+        added = displacement_moments(model, now.x_NCHW, move(now.x_NCHW))
         firmness = sieve_against_within(
-            model, seen, added, weak=SLIGHT, firm=firm, budget=budget, needed=needed
+            model, now, added, weak=SLIGHT, firm=firm, budget=budget, needed=needed
         )
     return move, firmness
 
