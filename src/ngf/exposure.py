@@ -187,15 +187,27 @@ def suspect(
     kept_M = stray_M >= stray_M.max() - gap.clamp_min(0) / 2
     taken_K = victim_MK[kept_M].mean(0)
     most, all_taken = int(taken_K.argmax()), taken_K.sum().clamp_min(NEVER)
-    left = after_MK[kept_M].sum(1).mean() / before_MK[kept_M].mean(0).sum().clamp_min(NEVER)
     return Suspicion(
         gap=gap.item(),
         target=most if taken_K[most] >= MAJORITY * all_taken else -1,
-        left=left.clamp_max(1).item(),
+        left=_share(after_MK[kept_M], before_MK[kept_M]),
         moves_MCHW=found_MCHW[kept_M],
         displace=displace,
         as_found=search.as_found,
     )
+
+
+def left_in(
+    sieved: nn.Module,
+    found: Suspicion,
+    victim: nn.Module,
+    copy: nn.Module,
+    batches: Iterable[Batch],
+) -> float:
+    """`Suspicion.left` of another sieved model, on these images."""
+    asked = probability(victim), probability(sieved)
+    before_MK, after_MK = _strays(asked, copy, found.displace, found.moves_MCHW, batches)
+    return _share(after_MK, before_MK)
 
 
 def led_astray(
@@ -281,6 +293,12 @@ def _strays(
         totals.append(none_SMK.index_add(1, which_N, said_SNK))
         counts.append(right_N.new_zeros(len(moves_MCHW)).index_add(0, which_N, right_N))
     return torch.stack(totals).sum(0) / torch.stack(counts).sum(0)[:, None].clamp_min(1)
+
+
+def _share(after_MK: Tensor, before_MK: Tensor) -> float:
+    """How much of what strays still does, in [0, 1]."""
+    share = after_MK.sum(1).mean() / before_MK.sum(1).mean().clamp_min(NEVER)
+    return share.clamp_max(1).item()
 
 
 def _in_turn(moves_MCHW: Tensor, count: int) -> Tensor:

@@ -8,12 +8,22 @@ image, of windows of it, waves, and styles, each for what those before cannot se
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from ngf.exposure import TRIED, Draw, Search, Suspicion, everywhere, led_to, suspect, windows
+from ngf.exposure import (
+    TRIED,
+    Draw,
+    Search,
+    Suspicion,
+    everywhere,
+    led_to,
+    left_in,
+    suspect,
+    windows,
+)
 from ngf.margins import Judge, Sureness, probability
 from ngf.styles import EACH, LONGER, Styles
 from ngf.warps import Warps
@@ -74,6 +84,12 @@ class Looks:
             return found.moves_MCHW
         wanted = everywhere(PER, moves=self.moves, radius=radius)
         return led_to(model, found.target, self.draw, wanted, steps=self.steps, most=self.most)
+
+    def seen_in(self, sieved: nn.Module, found: Suspicion) -> Suspicion:
+        """What was found, as much as is left of it in this sieved model."""
+        size = max(len(found.moves_MCHW), min(self.most, PER * TRIED))
+        batches = self.draw(size, self.steps)
+        return replace(found, left=left_in(sieved, found, self.victim, self.copy, batches))
 
     def _found(
         self, warps: float, window: float, waves: float, styles: float

@@ -52,6 +52,7 @@ IN_A_STEP = 2**21  # and of those that a step of the search sees
 JOINED = 768  # mixtures that the sieve sees
 APART = 1000  # seeds between the views of warps and styles and all other ones
 SLIGHT = 0.0003  # lambda beside mu: keeps the second sieve's inverse well-posed
+MILD = 0.25  # share of the first sieve's budget where the second one knows what to filter
 MUCH = 0.5  # left of what leads astray, from which on one search does not show all of it
 ROUNDS = 2  # of the second sieve then
 
@@ -189,7 +190,6 @@ def purify(
     target_NK = _answers(victim, (x_NCHW, y_N), trust)
     seen = observe(victim, x_NCHW, target_NK)
     sieved, strength = sieve_within(victim, seen, weak=weak, damp=damp, budget=budget)
-    model.load_state_dict(sieved.state_dict())  # tune what was given: a trail of it may be recorded
     strict = copy.deepcopy(victim)
     sieve(strict, seen, weak=strong, damp=damp)
     pairs = Mixtures(victim, strict, x_NCHW, y_N, target_NK, count=mixed, generator=own_chance)
@@ -205,6 +205,11 @@ def purify(
     )
     found = looks.first(least_gap, warps=warps, window=window, waves=waves, styles=styles)
     suspected = found.gap >= least_gap
+    certain = suspected and found.gap >= sure_gap
+    if firm and certain and not found.as_found:
+        sieved, strength = sieve_within(victim, seen, weak=weak, damp=damp, budget=MILD * budget)
+        found = looks.seen_in(sieved, found)
+    model.load_state_dict(sieved.state_dict())  # tune what was given: a trail of it may be recorded
     part = found.left * min(1.0, max(0.0, found.gap / sure_gap))
     against = found if suspected else looks.rippled if doubt else None
     firmness = 0.0
@@ -225,8 +230,7 @@ def purify(
             more.append(_moved(move, part * share))
     third = pairs.drawn_to(mixed_lead, mixed_gap)
     size = min(max(own.size, most), round(answered * own.size))
-    known = suspected and found.gap >= sure_gap and found.target == third
-    if third < 0 or known:
+    if third < 0 or (certain and found.target == third):
         filtered = copy.deepcopy(model) if suspected else None
         more.append(lambda _: pairs.answered(victim, size, filtered, third))
     else:
