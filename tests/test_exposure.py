@@ -15,6 +15,7 @@ from ngf.exposure import (
     everywhere,
     led_astray,
     led_to,
+    left_in,
     suspect,
     windows,
 )
@@ -243,6 +244,26 @@ def test_a_small_trigger_that_the_whole_image_drowns_shows_in_windows():
     whole = found(victim, copied=copied, search=everywhere(EACH, radius=0.05))
     parts = found(victim, copied=copied, search=windows(SIDE, SIDE, 0.05))
     assert parts.gap > whole.gap + 0.2
+
+
+@pytest.mark.parametrize("strength", [0, 20, 80, 300])
+def test_what_is_left_in_another_sieved_model_is_its_share_of_what_strays(strength):
+    """The definition, displacement by displacement, where the copy is right."""
+    victim, sieved, copied = backdoored(), backdoored(strength=strength), honest()
+    suspicion, batches = found(victim), list(Images(9)(EACH * TRIED, 3))
+    strays = torch.zeros(2, len(suspicion.moves_MCHW))
+    for m, move_CHW in enumerate(suspicion.moves_MCHW):
+        its = slice(m, None, len(suspicion.moves_MCHW))
+        x_NCHW = torch.cat([added(x[its], move_CHW) for x, _ in batches])
+        y_N = torch.cat([y[its] for _, y in batches])
+        right_N = copied(x_NCHW).argmax(1) == y_N
+        for row, model in enumerate((victim, sieved)):
+            p_N = probability(model)(x_NCHW)[torch.arange(len(y_N)), y_N]
+            strays[row, m] = (1 - p_N)[right_N].mean()
+    before, after = strays.mean(1).tolist()
+    got = left_in(sieved, suspicion, victim, copied, batches)
+    assert got == pytest.approx(after / before, rel=1e-4)
+    assert 0 <= got <= 1
 
 
 # From strays to suspicion ----------------------------------------------------------------------

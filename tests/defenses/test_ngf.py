@@ -251,7 +251,13 @@ def suspected(monkeypatch):
     given: dict = {}
 
     def put(
-        gap=1.0, left=1.0, target=1, in_windows=(0.0, 0), of_warps=(0.0, 0), of_styles=(0.0, 0)
+        gap=1.0,
+        left=1.0,
+        target=1,
+        in_windows=(0.0, 0),
+        of_warps=(0.0, 0),
+        of_styles=(0.0, 0),
+        then=None,
     ):
         given["looks"], given["judges"], given["bent"], given["views"] = [], [], [], []
 
@@ -280,7 +286,12 @@ def suspected(monkeypatch):
             given.update(drawn=copy.deepcopy(model), target=target, wanted=search, moves=options)
             return torch.full((len(search), 3, SIZE, SIZE), MOVE)
 
+        def left_in(sieved, found, fresh, strict, batches):
+            given.update(again=copy.deepcopy((sieved, found, fresh, strict)), judged=list(batches))
+            return left if then is None else then
+
         monkeypatch.setattr("ngf.looks.suspect", suspect)
+        monkeypatch.setattr("ngf.looks.left_in", left_in)
         monkeypatch.setattr("ngf.looks.led_to", led_to)
         return given
 
@@ -376,7 +387,7 @@ def test_the_searches_get_their_steps_and_numbers(run, suspected):
     assert given["moves"] == {"steps": 5, "most": given["most"]}
     wanted = given["wanted"]
     assert (len(wanted), wanted.radius, wanted.each) == (3, 0.02, PER)
-    assert same(given["drawn"], given["models"][1])
+    assert same(given["drawn"], given["again"][0])
 
 
 def test_without_one_target_what_was_found_stands_for_the_backdoor(run, suspected, displays):
@@ -467,6 +478,59 @@ def test_the_second_sieve_is_as_firm_as_its_budget_allows(run, suspected, budget
     assert notes["firmness"] == pytest.approx(0.16 * part)
 
 
+@pytest.fixture
+def budgets(monkeypatch):
+    """What the first sieve was allowed to cost, each time."""
+    allowed: list[float] = []
+
+    def spy(*args, budget, **numbers):
+        allowed.append(budget)
+        return sieve_within(*args, budget=budget, **numbers)
+
+    monkeypatch.setattr(ngf, "sieve_within", spy)
+    return allowed
+
+
+@pytest.mark.parametrize("target", [2, -1])
+@pytest.mark.parametrize("then", [1.0, 0.5])
+def test_what_the_whole_image_shows_for_certain_is_left_to_the_second_sieve(
+    run, suspected, second, budgets, target, then
+):
+    given = suspected(gap=0.8, left=0.1, target=target, then=then)
+    numbers = {"least_gap": 0.4, "sure_gap": 0.8, "firm": 0.16, "budget": 0.03}
+    notes = run(**numbers, search=5, steps=0).notes
+    assert budgets == [0.03, pytest.approx(0.03 * ngf.MILD)]
+    mild, found, fresh, strict = given["again"]
+    assert notes["strength"] in STRENGTHS
+    assert (found.gap, found.target, found.left) == (0.8, target, 0.1)
+    assert same(fresh, given["models"][0])
+    assert same(strict, given["models"][2])
+    assert len(given["judged"]) == 5
+    for options, model, *_ in second[:1]:
+        assert options["budget"] == pytest.approx(0.03 * then)
+        assert same(model, mild)
+
+
+@pytest.mark.parametrize(
+    ("found", "changes"),
+    [
+        ({"gap": 0.7}, {}),
+        ({"gap": 0.1}, {}),
+        ({"gap": 0.8}, {"firm": 0.0}),
+        ({"gap": 0.1, "in_windows": (0.9, 2)}, {}),
+        ({"gap": 0.1, "of_warps": (0.9, 2)}, {}),
+    ],
+)
+def test_anything_else_is_not(run, suspected, budgets, found, changes):
+    """In doubt, where there is no second sieve, and where what was found is not the whole image's,
+    the first sieve is all that there is or has to help."""
+    given = suspected(**found)
+    numbers = {"least_gap": 0.4, "sure_gap": 0.8, "firm": 0.16, "budget": 0.03, "window": 0.03}
+    run(**{**numbers, **changes}, steps=0)
+    assert budgets == [0.03]
+    assert "again" not in given
+
+
 def test_without_firmness_the_second_sieve_is_left_out(run, suspected):
     given = suspected()
     purified = run(firm=0.0, least_gap=0.5, steps=0)
@@ -509,11 +573,12 @@ def test_where_much_is_left_what_the_filtered_model_lets_through_is_searched_too
     run(steps=0, least_gap=0.4, reach=0.5)
     assert len(second) == rounds
     assert len(searched) == (rounds if target >= 0 else 0)
-    assert all(same(model, given["models"][1]) for _, model, *_ in second)
+    sieved = given["again"][0] if rounds else victim()
+    assert all(same(model, sieved) for _, model, *_ in second)
     for number, (_, _, x_NCHW, moved_NCHW) in enumerate(second[: len(searched)]):
         longest = 0.5 * MOVE * 2.0 ** (number + 1)
         assert 0.5 * longest < (moved_NCHW - x_NCHW).mean((1, 2, 3)).max() < 1.001 * longest
-    assert [same(model, given["models"][1]) for model in searched] == [True, False][: len(searched)]
+    assert [same(model, sieved) for model in searched] == [True, False][: len(searched)]
 
 
 @pytest.fixture

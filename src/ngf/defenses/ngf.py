@@ -8,8 +8,8 @@ defense uses the paper's means in four moves:
 2. Suspect. Find what leads the model astray, and not its copy: by gradients a warp and, where none
    does, a displacement of the whole image, then of windows of it, then a wave, then a style. Ask
    which class mixtures of two clean images are drawn to that is neither's.
-3. Sieve again, against what leads it astray; where that is in doubt, against the waves that lead
-   furthest, if clean images hardly notice.
+3. Sieve again, against what leads it astray, after a milder first sieve where that is certain;
+   where it is in doubt, against the waves that lead furthest, if clean images hardly notice.
 4. Recover. Natural gradient on batch norms and head, with the Fisher-weighted anchor, on clean
    images, on some of them under what was found, and on mixtures of two clean images: as the victim
    answers them (where it is suspected, as far as the sieved model agrees) or, where they draw it to
@@ -100,7 +100,9 @@ def purify(
     """Purify in four moves: sieve, suspect, sieve again, recover.
 
     Args:
-        weak, damp, budget: see `ngf.sieve.sieve_within`.
+        weak, damp, budget: see `ngf.sieve.sieve_within`. Where displacements of the whole image
+            show a backdoor without doubt and `firm` allows a second sieve, the first one that the
+            model keeps has a budget of MILD times that.
         strong: the copy's `weak`, without a budget.
         warps: largest root mean square of the ways of warps, as shares of the image's side, that
             are searched first, see `ngf.warps`; 0 searches none.
@@ -108,8 +110,8 @@ def purify(
         least_gap: a backdoor is suspected where the model strays so much further than its copy.
         sure_gap: from here on without doubt.
         firm: largest mu of the second sieve, see `ngf.sieve.sieve_against_within`; 0 leaves it out.
-            Its budget is `budget` where what is suspected without doubt leads the first sieve's
-            model as far astray as the victim (`Suspicion.left` 1), and less in proportion to the
+            Its budget is `budget` where what is suspected without doubt leads the sieved model as
+            far astray as the victim (`Suspicion.left` 1), and less in proportion to the
             product of both.
         doubt: share of `budget` that a second sieve may cost, against the waves that lead furthest,
             where nothing is suspected and waves were tried; 0 leaves it out.
