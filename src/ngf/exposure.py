@@ -153,6 +153,11 @@ class Suspicion:
         """Whether it leads to one class, and gradients over the whole image would find its like."""
         return self.target >= 0 and not self.as_found
 
+    @property
+    def adds(self) -> bool:
+        """Whether it adds the same to every image, and does not make it of the image."""
+        return self.displace is added
+
 
 def suspect(
     victim: nn.Module,

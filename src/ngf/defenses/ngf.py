@@ -100,8 +100,8 @@ def purify(
     """Purify in four moves: sieve, suspect, sieve again, recover.
 
     Args:
-        weak, damp, budget: see `ngf.sieve.sieve_within`. Where displacements of the whole image
-            show a backdoor without doubt and `firm` allows a second sieve, the first one that the
+        weak, damp, budget: see `ngf.sieve.sieve_within`. Where what can be added to all images
+            shows a backdoor without doubt and `firm` allows a second sieve, the first one that the
             model keeps has a budget of MILD times that.
         strong: the copy's `weak`, without a budget.
         warps: largest root mean square of the ways of warps, as shares of the image's side, that
@@ -208,7 +208,7 @@ def purify(
     found = looks.first(least_gap, warps=warps, window=window, waves=waves, styles=styles)
     suspected = found.gap >= least_gap
     certain = suspected and found.gap >= sure_gap
-    if firm and certain and not found.as_found:
+    if firm and certain and found.adds:
         sieved, strength = sieve_within(victim, seen, weak=weak, damp=damp, budget=MILD * budget)
         found = looks.seen_in(sieved, found)
     model.load_state_dict(sieved.state_dict())  # tune what was given: a trail of it may be recorded
