@@ -796,8 +796,8 @@ def test_a_wave_counts_as_a_displacement_does(run, suspected, rippled, wave_gap,
 
 def test_what_waves_show_stands_for_the_backdoor(run, suspected, rippled, second, displays):
     """In the second sieve and in the last move; no displacement is searched for."""
-    given = suspected(gap=0.0)
-    rippled(left=0.5)
+    given = suspected(gap=0.0, then=0.5)
+    rippled(left=0.9)
     numbers = {"waves": 0.1, "least_gap": 0.5, "budget": 0.04}
     run(**numbers, share=1.0, reach=2.0, steps=12)
     assert "target" not in given
