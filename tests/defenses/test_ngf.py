@@ -479,23 +479,23 @@ def test_the_second_sieve_is_as_firm_as_its_budget_allows(run, suspected, budget
 
 
 @pytest.fixture
-def budgets(monkeypatch):
-    """What the first sieve was allowed to cost, each time."""
-    allowed: list[float] = []
+def first(monkeypatch):
+    """What the first sieve was allowed to cost, each time, and what it made of the victim."""
+    given: list = []
 
     def spy(*args, budget, **numbers):
-        allowed.append(budget)
-        return sieve_within(*args, budget=budget, **numbers)
+        given.append((budget, *sieve_within(*args, budget=budget, **numbers)))
+        return given[-1][1:]
 
     monkeypatch.setattr(ngf, "sieve_within", spy)
-    return allowed
+    return given
 
 
 @pytest.mark.parametrize("where", ["everywhere", "in_windows"])
 @pytest.mark.parametrize("target", [2, -1])
 @pytest.mark.parametrize("then", [1.0, 0.5])
 def test_what_is_added_and_certain_is_left_to_the_second_sieve(
-    run, suspected, second, budgets, where, target, then
+    run, suspected, first, second, where, target, then
 ):
     if where == "everywhere":
         given = suspected(gap=0.8, left=0.1, target=target, then=then)
@@ -503,16 +503,17 @@ def test_what_is_added_and_certain_is_left_to_the_second_sieve(
         given = suspected(gap=0.1, left=0.1, in_windows=(0.8, target), then=then)
     numbers = {"least_gap": 0.4, "sure_gap": 0.8, "firm": 0.16, "budget": 0.03}
     notes = run(**numbers, window=0.03, search=5, steps=0).notes
-    assert budgets == [0.03, pytest.approx(0.03 * ngf.MILD)]
+    assert [budget for budget, *_ in first] == [0.03, pytest.approx(0.03 * ngf.MILD)]
     mild, found, fresh, strict = given["again"]
-    assert notes["strength"] in STRENGTHS
+    assert same(mild, first[1][1])
+    assert notes["strength"] == first[1][2] in STRENGTHS
     assert (found.gap, found.target, found.left) == (0.8, target, 0.1)
     assert same(fresh, given["models"][0])
     assert same(strict, given["models"][2])
     assert len(given["judged"]) == 5
-    for options, model, *_ in second[:1]:
-        assert options["budget"] == pytest.approx(0.03 * then)
-        assert same(model, mild)
+    options, model, *_ = second[0]
+    assert options["budget"] == pytest.approx(0.03 * then)
+    assert same(model, mild)
 
 
 @pytest.mark.parametrize(
@@ -525,14 +526,14 @@ def test_what_is_added_and_certain_is_left_to_the_second_sieve(
         ({"gap": 0.1, "of_styles": (0.9, 2)}, {}),
     ],
 )
-def test_anything_else_is_not(run, suspected, budgets, found, changes):
+def test_anything_else_is_not(run, suspected, first, found, changes):
     """In doubt, where there is no second sieve, and where images are bent or given a style, which
     opens a part of the backdoor at best, the first sieve has to help."""
     given = suspected(**found)
     numbers = {"least_gap": 0.4, "sure_gap": 0.8, "firm": 0.16, "budget": 0.03}
     numbers |= {"warps": 0.03, "styles": 0.02}
     run(**{**numbers, **changes}, steps=0)
-    assert budgets == [0.03]
+    assert [budget for budget, *_ in first] == [0.03]
     assert "again" not in given
 
 
