@@ -10,6 +10,7 @@ from ngf.exposure import (
     FIRST,
     RADIUS,
     TRIED,
+    Along,
     Suspicion,
     added,
     everywhere,
@@ -19,7 +20,7 @@ from ngf.exposure import (
     suspect,
     windows,
 )
-from ngf.margins import Sureness, probability
+from ngf.margins import Probability, Sureness
 
 CLASSES, SIDE, TARGET = 3, 4, 2
 # Pixel k is bright where the class is k; no class has anything to do with the pixels behind.
@@ -214,14 +215,14 @@ def test_images_of_a_pixel_or_two_have_windows(side):
     def small(size, count):
         return ((x[:, :, :side, :side], y) for x, y in draw(size, count))
 
-    moves_MCHW = led_astray(model, model, small, search, steps=2, size=50)
+    moves_MCHW = led_astray(model, model, small(50, 2), search, steps=2)
     assert torch.isfinite(moves_MCHW).all()
     assert moves_MCHW.any()
 
 
 def test_what_windows_find_lies_within_them_and_stands_as_it_is():
     search = windows(SIDE, SIDE, 0.05)
-    moves_MCHW = led_astray(backdoored(), honest(), Images(), search, steps=3, size=75)
+    moves_MCHW = led_astray(backdoored(), honest(), Images()(75, 3), search, steps=3)
     assert torch.equal(moves_MCHW * search.mask_M1HW, moves_MCHW)
     assert torch.all(rms(moves_MCHW) <= 0.05 * 1.0001)
     assert rms(moves_MCHW).max() > 0.05 * 0.9
@@ -258,7 +259,7 @@ def test_what_is_left_in_another_sieved_model_is_its_share_of_what_strays(streng
         y_N = torch.cat([y[its] for _, y in batches])
         right_N = copied(x_NCHW).argmax(1) == y_N
         for row, model in enumerate((victim, sieved)):
-            p_N = probability(model)(x_NCHW)[torch.arange(len(y_N)), y_N]
+            p_N = Probability(model)(x_NCHW)[torch.arange(len(y_N)), y_N]
             strays[row, m] = (1 - p_N)[right_N].mean()
     before, after = strays.mean(1).tolist()
     got = left_in(sieved, suspicion, victim, copied, batches)
@@ -272,12 +273,14 @@ def test_what_is_left_in_another_sieved_model_is_its_share_of_what_strays(streng
 def told(monkeypatch, victim_MK, sieved_MK, usual_M) -> Suspicion:
     """What these strays make of it; displacement m is m everywhere."""
     strays = [
+        torch.tensor([victim_MK, victim_MK]),
         torch.tensor([[[u, 0.0] for u in usual_M]]),
-        torch.tensor([victim_MK, sieved_MK]),
+        torch.tensor([sieved_MK]),
     ]
     moves_MCHW = torch.arange(float(len(victim_MK)))[:, None, None, None]
     monkeypatch.setattr(exposure, "led_astray", lambda *args, **options: moves_MCHW)
-    monkeypatch.setattr(exposure, "_strays", lambda *args: strays.pop(0))
+    monkeypatch.setattr(exposure.Along, "strays", lambda *args: strays.pop(0))
+    monkeypatch.setattr(exposure.Along, "_moved", lambda self: iter(()))
     model = nn.Identity()
     return found(model, model, model, steps=1)
 
@@ -331,18 +334,74 @@ def test_gap_and_target_are_the_judges_and_what_is_left_is_of_probabilities():
     assert much.left == pytest.approx(by_p.left, abs=0.05)
 
 
-@pytest.mark.parametrize(("judge", "times"), [(probability, 1), (lambda m: probability(m), 2)])
-def test_who_is_judged_by_probabilities_is_asked_for_them_once(monkeypatch, judge, times):
-    asked = []
-    strays = exposure._strays
-    monkeypatch.setattr(
-        exposure, "_strays", lambda says, *rest: asked.append(len(says)) or strays(says, *rest)
+def times(models, call) -> list[int]:
+    """How many batches go through each of the models meanwhile, without a gradient."""
+    counts = [0] * len(models)
+
+    def count(which):
+        def hook(*_):
+            counts[which] += not torch.is_grad_enabled()
+
+        return hook
+
+    hooks = [model.register_forward_hook(count(which)) for which, model in enumerate(models)]
+    call()
+    for hook in hooks:
+        hook.remove()
+    return counts
+
+
+@pytest.mark.parametrize("judge", [Probability, lambda model: Surely(model)])
+def test_nobody_looks_at_the_same_images_twice(judge):
+    """The victim and its copy judge what either was led along, the sieved model the victim's."""
+    models = backdoored(), honest(), honest()
+    search = everywhere(EACH)
+    asked = times(
+        models, lambda: suspect(*models, Images(), search, steps=3, most=SIZE, judge=judge)
     )
-    suspect(
-        *(backdoored(), honest(), honest()), Images(), everywhere(EACH),
-        steps=2, most=99, judge=judge,
-    )  # fmt: skip
-    assert asked == [1, 1 + times]
+    assert asked == [2 * 3, 3, 2 * 3]
+
+
+class Surely(Probability):
+    """Judges as probabilities do, and is none of them."""
+
+
+# Little ----------------------------------------------------------------------------------------
+
+
+def strayed_by(enough: float, victim=None) -> Suspicion:
+    models = victim or backdoored(strength=30), honest(), honest()
+    search = everywhere(EACH)
+    return suspect(*models, Images(), search, steps=STEPS, most=SIZE, enough=enough)
+
+
+def test_who_strays_too_little_has_no_copy_led_astray_and_a_gap_of_what_it_strays(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        exposure,
+        "led_astray",
+        lambda *args, **options: asked.append(args) or led_astray(*args, **options),
+    )
+    exact = strayed_by(0.0)
+    assert len(asked) == 2
+    bound = strayed_by(exact.gap + 1)
+    assert len(asked) == 3
+    assert 0 < exact.gap < bound.gap < exact.gap + 1
+    assert (bound.left, exact.left < 0.5) == (1.0, True)
+
+
+@pytest.mark.parametrize("strength", [0.0, 10.0, 30.0, 300.0])
+def test_a_gap_that_counts_is_the_same_whatever_is_enough(strength):
+    """And one that does not is still none where it is said to be at most so much."""
+    victim = backdoored(strength=strength)
+    exact = strayed_by(0.0, victim)
+    for enough in (0.05, 0.1, 0.3):
+        found = strayed_by(enough, victim)
+        assert (found.gap >= enough) == (exact.gap >= enough)
+        assert found.gap >= exact.gap
+        if exact.gap >= enough:
+            assert (found.gap, found.target, found.left) == (exact.gap, exact.target, exact.left)
+            assert torch.equal(found.moves_MCHW, exact.moves_MCHW)
 
 
 # The strays ------------------------------------------------------------------------------------
@@ -371,8 +430,8 @@ def test_a_stray_is_what_its_definition_says(sizes):
     moves_MCHW[4, :, 0] = torch.tensor([-1.0, -1, -1, 0])  # the copy names class 0 always
     images = Images()
     batches = [images.batch(size) for size in sizes]
-    asked = [*map(probability, models)]
-    got_2MK = exposure._strays(asked, copied, added, moves_MCHW, batches)
+    asked = [*map(Probability, models)]
+    got_2MK = Along(copied, added, moves_MCHW, batches).strays(*asked)
     for got_MK, model in zip(got_2MK, models, strict=True):
         torch.testing.assert_close(got_MK, strayed(model, copied, moves_MCHW, batches))
     assert got_2MK[0].sum() > 0.1
@@ -382,8 +441,8 @@ def test_where_the_copy_is_never_right_nothing_strays():
     wrong = honest()
     wrong.register_forward_hook(lambda _, args, said_NK: said_NK.roll(1, 1))
     moves_MCHW = torch.zeros(2, 1, SIDE, SIDE)
-    asked, batches = [probability(backdoored())], [Images().batch(20)]
-    got_1MK = exposure._strays(asked, wrong, added, moves_MCHW, batches)
+    asked, batches = [Probability(backdoored())], [Images().batch(20)]
+    got_1MK = Along(wrong, added, moves_MCHW, batches).strays(*asked)
     assert torch.equal(got_1MK, torch.zeros(1, 2, CLASSES))
 
 
@@ -451,7 +510,7 @@ def test_the_first_step_leads_the_model_away_and_minds_the_copy():
     """min over d of -log(1 - p_model(y)) - log p_copy(y), for the images under each d."""
     # The copy is less sure than the victim, so that its part of the gradient is no rounding error.
     model, copied, draw = backdoored(), Opened(sharpness=6.0).eval(), Images()
-    moved_MCHW = led_astray(model, copied, draw, everywhere(EACH), steps=1, size=SIZE)
+    moved_MCHW = led_astray(model, copied, draw(SIZE, 1), everywhere(EACH), steps=1)
     ((x_NCHW, y_N),) = draw.given
     assert len(moved_MCHW) == TRIED
     model, copied, x_NCHW = model.double(), copied.double(), x_NCHW.double()  # for 1 - p

@@ -75,6 +75,6 @@ def test_many_images_go_through_in_parts_and_no_gradient_is_kept(monkeypatch):
 
 def test_probabilities_are_softmax_and_keep_no_gradient():
     x_NCHW = torch.randn(5, 3, 1, 1, requires_grad=True)
-    said = margins.probability(Logits(2.0))(x_NCHW)
+    said = margins.Probability(Logits(2.0))(x_NCHW)
     assert not said.requires_grad
     torch.testing.assert_close(said, (2 * x_NCHW.detach().flatten(1)).softmax(1))

@@ -115,7 +115,7 @@ def test_a_weakness_that_the_copy_shares_is_less_of_a_sign(seed):
 
 def test_no_kernel_is_longer_than_the_radius():
     models = Posh(500.0).eval(), Posh().eval()
-    kernel_MCCS = led_astray(*models, images(0), Styles(0.001, 8), steps=3, size=64)
+    kernel_MCCS = led_astray(*models, images(0)(64, 3), Styles(0.001, 8), steps=3)
     rms_M = kernel_MCCS.square().mean((1, 2, 3)).sqrt()
     assert len(rms_M) == len(Styles(0.001, 8))
     assert torch.all(rms_M <= 0.001 * 1.0001)
@@ -125,6 +125,6 @@ def test_no_kernel_is_longer_than_the_radius():
 def test_same_images_same_bytes():
     models = Posh(500.0).eval(), Posh().eval()
     first, again = (
-        led_astray(*models, images(0), Styles(0.001, 8), steps=3, size=64) for _ in range(2)
+        led_astray(*models, images(0)(64, 3), Styles(0.001, 8), steps=3) for _ in range(2)
     )
     assert torch.equal(first, again)

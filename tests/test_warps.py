@@ -162,7 +162,7 @@ def test_a_weakness_that_no_bend_opens_does_not_show():
 
 def test_no_way_is_longer_than_the_radius():
     models = Bendable(600.0).eval(), Bendable().eval()
-    way_M2HW = led_astray(*models, images(0), Warps(0.03, 8), steps=3, size=64)
+    way_M2HW = led_astray(*models, images(0)(64, 3), Warps(0.03, 8), steps=3)
     rms_M = way_M2HW.square().mean((1, 2, 3)).sqrt()
     assert len(rms_M) == len(Warps(0.03, 8))
     assert torch.all(rms_M <= 0.03 * 1.0001)
@@ -172,6 +172,6 @@ def test_no_way_is_longer_than_the_radius():
 def test_same_images_same_bytes():
     models = Bendable(600.0).eval(), Bendable().eval()
     first, again = (
-        led_astray(*models, images(0), Warps(0.03, 8), steps=3, size=64) for _ in range(2)
+        led_astray(*models, images(0)(64, 3), Warps(0.03, 8), steps=3) for _ in range(2)
     )
     assert torch.equal(first, again)

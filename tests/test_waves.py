@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ngf import device, waves
-from ngf.margins import Sureness, probability
+from ngf.margins import Probability, Sureness
 from ngf.waves import Shown, Waves, at_best_phase, strongest
 
 CLASSES, SIDE = 3, 16
@@ -128,7 +128,7 @@ def test_as_many_waves_of_the_class_as_asked_first_the_strongest():
 def test_gap_is_the_judges_and_what_is_left_is_of_probabilities():
     victim, sieved = Linear(1, wave()), Linear(1, wave(), 60)
     whole, doubting, other = (
-        found(victim, sieved=sieved, judge=judge) for judge in (sureness, half, probability)
+        found(victim, sieved=sieved, judge=judge) for judge in (sureness, half, Probability)
     )
     assert doubting.gap == pytest.approx(whole.gap / 2)
     assert doubting.left == whole.left
@@ -149,7 +149,7 @@ def test_same_generator_same_ripple():
 def test_images_and_models_stay_and_no_batch_is_larger_than_asked():
     victim, asked = Linear(1, wave()), shown(size=20)
     before = asked.x_NCHW.clone()
-    strongest(victim, victim, Linear(), asked, rms=RMS, moves=1, judge=probability)
+    strongest(victim, victim, Linear(), asked, rms=RMS, moves=1, judge=Probability)
     assert torch.equal(asked.x_NCHW, before)
     assert max(victim.asked) == 20
     assert not any(p.grad is not None for p in victim.parameters())

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import abc
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ngf.device import autocast
-from ngf.margins import Judge, Says, probability
+from ngf.margins import Judge, Probability, Says, logits
 from ngf.training import Batch
 
 Draw = Callable[[int, int], Iterable[Batch]]  # (images of a batch, batches)
@@ -134,11 +134,12 @@ def windows(height: int, width: int, radius: float) -> Search:
 class Suspicion:
     """What was found of a victim.
 
-    gap: how much further it strays than its copy, in [-1, 1]. target: the class that takes most of
-    what is led astray, or -1 where none takes half. left: how much the sieved model strays there,
-    as a share of the victim, in [0, 1]. moves_MCHW: the displacements that lead furthest.
-    displace: what they do to an image. as_found: whether they stand for the backdoor as they are,
-    because gradients over the whole image would not find their like.
+    gap: how much further it strays than its copy, in [-1, 1], or at most so much, see `suspect`.
+    target: the class that takes most of what is led astray, or -1 where none takes half. left: how
+    much the sieved model strays there, as a share of the victim, in [0, 1]. moves_MCHW: the
+    displacements that lead furthest. displace: what they do to an image. as_found: whether they
+    stand for the backdoor as they are, because gradients over the whole image would not find their
+    like.
     """
 
     gap: float
@@ -168,7 +169,8 @@ def suspect(
     *,
     steps: int,
     most: int,
-    judge: Judge = probability,
+    judge: Judge = Probability,
+    enough: float = 0.0,
 ) -> Suspicion:
     """How far the victim can be led astray. All models must be in evaluation mode; they stay so.
 
@@ -176,25 +178,28 @@ def suspect(
         steps: of the descent, and batches that judge it. most: images of a batch, if that gives
             each displacement one. judge: what gap and target are told by. What is left always is by
             probabilities.
+        enough: a gap that counts. Where the victim strays by less, its copy is not led astray in
+            turn, which could only make the gap smaller: the gap that is returned is then the most
+            that it can be. Where it is too small, nobody asks what is left: all of it.
     """
-    size = search.images(most)
-    found_MCHW = led_astray(victim, copy, draw, search, steps=steps, size=size)
-    control_MCHW = led_astray(copy, victim, draw, search, steps=steps, size=size)
-    batches = list(draw(size, steps))
-    displace = search.displace
-    usual = _strays([judge(copy)], victim, displace, control_MCHW, batches).sum(2).max()
-    judges = dict.fromkeys((judge, probability))  # one where both are the same
-    asked = [*(each(victim) for each in judges), probability(sieved)]
-    *told, after_MK = _strays(asked, copy, displace, found_MCHW, batches)
-    victim_MK, before_MK = told[0], told[-1]
+    size, displace = search.images(most), search.displace
+    ahead, behind, judged = (draw(size, steps) for _ in range(3))
+    found_MCHW = led_astray(victim, copy, ahead, search, steps=steps)
+    batches = list(judged)
+    along = Along(copy, displace, found_MCHW, batches)
+    victim_MK, before_MK = along.strays(judge(victim), Probability(victim))
     stray_M = victim_MK.sum(1)
-    gap = stray_M.max() - usual
+    gap = stray_M.max()
+    if gap >= enough:
+        control_MCHW = led_astray(copy, victim, behind, search, steps=steps)
+        gap = gap - Along(victim, displace, control_MCHW, batches).strays(judge(copy)).sum(2).max()
     kept_M = stray_M >= stray_M.max() - gap.clamp_min(0) / 2
     taken_K = victim_MK[kept_M].mean(0)
-    most, all_taken = int(taken_K.argmax()), taken_K.sum().clamp_min(NEVER)
+    first, all_taken = int(taken_K.argmax()), taken_K.sum().clamp_min(NEVER)
+    after_MK = along.strays(Probability(sieved))[0] if gap >= enough else before_MK
     return Suspicion(
         gap=gap.item(),
-        target=most if taken_K[most] >= MAJORITY * all_taken else -1,
+        target=first if taken_K[first] >= MAJORITY * all_taken else -1,
         left=_share(after_MK[kept_M], before_MK[kept_M]),
         moves_MCHW=found_MCHW[kept_M],
         displace=displace,
@@ -207,16 +212,16 @@ def left_in(
     found: Suspicion,
     victim: nn.Module,
     copy: nn.Module,
-    batches: Iterable[Batch],
+    batches: Sequence[Batch],
 ) -> float:
     """`Suspicion.left` of another sieved model, on these images."""
-    asked = probability(victim), probability(sieved)
-    before_MK, after_MK = _strays(asked, copy, found.displace, found.moves_MCHW, batches)
+    along = Along(copy, found.displace, found.moves_MCHW, batches)
+    before_MK, after_MK = along.strays(Probability(victim), Probability(sieved))
     return _share(after_MK, before_MK)
 
 
 def led_astray(
-    model: nn.Module, copy: nn.Module, draw: Draw, search: Search, *, steps: int, size: int
+    model: nn.Module, copy: nn.Module, batches: Iterable[Batch], search: Search, *, steps: int
 ) -> Tensor:
     """Displacements [M, C, H, W] that lead the model away from the truth, and not the copy."""
 
@@ -225,7 +230,7 @@ def led_astray(
             model_NK, copy_NK = model(moved_NCHW), copy(moved_NCHW)
         return _staying(model_NK.float(), y_N) + cross_entropy(copy_NK.float(), y_N)
 
-    return _descended(loss, draw(size, steps), search, steps)
+    return _descended(loss, batches, search, steps)
 
 
 def led_to(
@@ -273,31 +278,46 @@ def _staying(logits_NK: Tensor, y_N: Tensor) -> Tensor:
     return (logits_NK.logsumexp(1) - others_NK.logsumexp(1)).mean()
 
 
-@torch.no_grad()
-def _strays(
-    asked: Sequence[Says],
-    copy: nn.Module,
-    displace: Displace,
-    moves_MCHW: Tensor,
-    batches: Iterable[Batch],
-) -> Tensor:
-    """What they say of each false class along each displacement, mean [asked, M, K].
+class Along:
+    """Batches of images, each image along one of the displacements, that a copy judges.
 
-    Over the images that the copy answers rightly there.
+    Only those count that the copy answers rightly there.
     """
-    totals, counts = [], []
-    for x_NCHW, y_N in batches:
-        moved_NCHW = displace(x_NCHW, _in_turn(moves_MCHW, len(x_NCHW)))
-        said_SNK = torch.stack([says(moved_NCHW) for says in asked])
-        with autocast(x_NCHW.device):
-            right_N = (copy(moved_NCHW).argmax(1) == y_N).float()
-        said_SNK *= right_N[:, None]
-        said_SNK.scatter_(2, y_N[None, :, None].expand(len(said_SNK), -1, 1), 0)
-        which_N = torch.arange(len(y_N), device=y_N.device) % len(moves_MCHW)
-        none_SMK = said_SNK.new_zeros(len(said_SNK), len(moves_MCHW), said_SNK.shape[2])
-        totals.append(none_SMK.index_add(1, which_N, said_SNK))
-        counts.append(right_N.new_zeros(len(moves_MCHW)).index_add(0, which_N, right_N))
-    return torch.stack(totals).sum(0) / torch.stack(counts).sum(0)[:, None].clamp_min(1)
+
+    def __init__(
+        self,
+        copy: nn.Module,
+        displace: Displace,
+        moves_MCHW: Tensor,
+        batches: Sequence[Batch],
+    ) -> None:
+        self.displace, self.moves_MCHW, self.batches = displace, moves_MCHW, batches
+        self.right = [
+            (logits(copy, moved_NCHW).argmax(1) == y_N).float() for moved_NCHW, y_N in self._moved()
+        ]
+
+    @torch.no_grad()
+    def strays(self, *asked: Says) -> Tensor:
+        """What each says of each false class along each displacement, mean [asked, M, K].
+
+        A model that is asked in two ways sees the images once.
+        """
+        totals, counts = [], []
+        for right_N, (moved_NCHW, y_N) in zip(self.right, self._moved(), strict=True):
+            models = dict.fromkeys(says.model for says in asked)
+            heard = {model: logits(model, moved_NCHW) for model in models}
+            said_SNK = torch.stack([says.of(heard[says.model]) for says in asked])
+            said_SNK *= right_N[:, None]
+            said_SNK.scatter_(2, y_N[None, :, None].expand(len(said_SNK), -1, 1), 0)
+            which_N = torch.arange(len(y_N), device=y_N.device) % len(self.moves_MCHW)
+            none_SMK = said_SNK.new_zeros(len(said_SNK), len(self.moves_MCHW), said_SNK.shape[2])
+            totals.append(none_SMK.index_add(1, which_N, said_SNK))
+            counts.append(right_N.new_zeros(len(self.moves_MCHW)).index_add(0, which_N, right_N))
+        return torch.stack(totals).sum(0) / torch.stack(counts).sum(0)[:, None].clamp_min(1)
+
+    def _moved(self) -> Iterator[Batch]:
+        for x_NCHW, y_N in self.batches:
+            yield self.displace(x_NCHW, _in_turn(self.moves_MCHW, len(x_NCHW))), y_N
 
 
 def _share(after_MK: Tensor, before_MK: Tensor) -> float:

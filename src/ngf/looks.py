@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ from ngf.exposure import (
     suspect,
     windows,
 )
-from ngf.margins import Judge, Sureness, probability
+from ngf.margins import Judge, Probability, Sureness
 from ngf.styles import EACH, LONGER, Styles
 from ngf.warps import Warps
 from ngf.waves import Shown, strongest
@@ -61,14 +62,14 @@ class Looks:
     def first(
         self, least_gap: float, *, warps: float, window: float, waves: float, styles: float
     ) -> Suspicion:
-        """What the first look shows that shows so much; where none does, the one that shows most.
+        """What the first look shows that shows so much; where none does, what may show most.
 
         Args:
             warps, window, waves, styles: the root mean square of each, see `ngf.warps`,
                 `ngf.exposure`, `ngf.waves` and `ngf.styles`; 0 leaves a look out.
         """
         found = []
-        for one in self._found(warps, window, waves, styles):
+        for one in self._found(least_gap, warps, window, waves, styles):
             found.append(one)
             if one.gap >= least_gap:
                 break
@@ -88,27 +89,32 @@ class Looks:
     def seen_in(self, sieved: nn.Module, found: Suspicion) -> Suspicion:
         """What was found, as much as is left of it in this sieved model."""
         size = max(len(found.moves_MCHW), min(self.most, PER * TRIED))
-        batches = self.draw(size, self.steps)
+        batches = list(self.draw(size, self.steps))
         return replace(found, left=left_in(sieved, found, self.victim, self.copy, batches))
 
     def _found(
-        self, warps: float, window: float, waves: float, styles: float
+        self, enough: float, warps: float, window: float, waves: float, styles: float
     ) -> Iterator[Suspicion]:
+        astray = partial(self._astray, enough)
         if warps:
-            yield self._astray(Warps(warps, PER), self._sureness, self.apart)
-        yield self._astray(everywhere(PER), probability, self.draw)
+            yield astray(Warps(warps, PER), self._sureness, self.apart)
+        yield astray(everywhere(PER), Probability, self.draw)
         if window:
             wanted = windows(self.x_NCHW.shape[2], self.x_NCHW.shape[3], window)
-            yield self._astray(wanted, self._sureness, self.draw)
+            yield astray(wanted, self._sureness, self.draw)
         if waves:
             self.rippled = self._waved(waves)
             yield self.rippled
         if styles:
-            yield self._astray(Styles(styles, EACH), self._sureness, self.apart, longer=LONGER)
+            yield astray(Styles(styles, EACH), self._sureness, self.apart, longer=LONGER)
 
-    def _astray(self, wanted: Search, judge: Judge, draw: Draw, longer: int = 1) -> Suspicion:
+    def _astray(
+        self, enough: float, wanted: Search, judge: Judge, draw: Draw, longer: int = 1
+    ) -> Suspicion:
         models, steps = (self.victim, self.sieved, self.copy), longer * self.steps
-        return suspect(*models, draw, wanted, steps=steps, most=self.most, judge=judge)
+        return suspect(
+            *models, draw, wanted, steps=steps, most=self.most, judge=judge, enough=enough
+        )
 
     def _waved(self, rms: float) -> Suspicion:
         models = self.victim, self.sieved, self.copy

@@ -7,6 +7,7 @@ median margin on clean images.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable
 
 import torch
@@ -14,28 +15,51 @@ from torch import Tensor, nn
 
 from ngf.device import autocast
 
-Says = Callable[[Tensor], Tensor]  # of images [N, C, H, W], for each class [N, K] in [0, 1]
-Judge = Callable[[nn.Module], Says]
-
 CHUNK = 512  # images in one forward pass
 TINY = 1e-6
 
 
-class Sureness:
-    """Of a model in evaluation mode: called with images, says how sure it is of each class.
+class Says(abc.ABC):
+    """What a model in evaluation mode says of each class of images [N, C, H, W]: [N, K] in [0, 1].
+
+    `of` makes it of logits [N, K], for who has them already.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def __call__(self, x_NCHW: Tensor) -> Tensor:
+        return self.of(logits(self.model, x_NCHW))
+
+    @abc.abstractmethod
+    def of(self, logits_NK: Tensor) -> Tensor: ...
+
+
+Judge = Callable[[nn.Module], Says]
+
+
+class Sureness(Says):
+    """How sure it is of each class.
 
     That is by how much a class's logit lies above every other one's, as a share of the median
-    margin that the model has on the images that were given here: [N, K] in [0, 1], 0 for every
-    class but the one that is named.
+    margin that the model has on the images that were given here: 0 for every class but the one
+    that is named.
     """
 
     def __init__(self, model: nn.Module, x_NCHW: Tensor) -> None:
-        self.model = model
+        super().__init__(model)
         parts = [logits(model, part) for part in x_NCHW.split(CHUNK)]
         self.usual = margins(torch.cat(parts)).amax(1).median().clamp_min(TINY)
 
-    def __call__(self, x_NCHW: Tensor) -> Tensor:
-        return (margins(logits(self.model, x_NCHW)) / self.usual).clamp(0, 1)
+    def of(self, logits_NK: Tensor) -> Tensor:
+        return (margins(logits_NK) / self.usual).clamp(0, 1)
+
+
+class Probability(Says):
+    """Its probabilities."""
+
+    def of(self, logits_NK: Tensor) -> Tensor:
+        return logits_NK.softmax(1)
 
 
 def margins(logits_NK: Tensor) -> Tensor:
@@ -46,15 +70,6 @@ def margins(logits_NK: Tensor) -> Tensor:
     top_N2, class_N2 = logits_NK.topk(2, 1)
     rival_NK = top_N2[:, :1].expand_as(logits_NK).scatter(1, class_N2[:, :1], top_N2[:, 1:])
     return logits_NK - rival_NK
-
-
-def probability(model: nn.Module) -> Says:
-    """What the model says is its probabilities."""
-
-    def says(x_NCHW: Tensor) -> Tensor:
-        return logits(model, x_NCHW).softmax(1)
-
-    return says
 
 
 @torch.no_grad()

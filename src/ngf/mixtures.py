@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ngf.fisher.moments import join, joining_moments
-from ngf.margins import CHUNK, probability
+from ngf.margins import CHUNK, Probability
 from ngf.training import Batch
 
 LITTLE = 0.02  # a draw below it is nobody's, and two means that lie no further apart are alike
@@ -138,10 +138,10 @@ class Mixtures:
         one_N = self._whole(len(self.y_N), count)
         two_N = self._strangers(self.y_N[one_N])
         x_NCHW = self._joined(one_N, two_N)
-        said_NK = probability(model)(x_NCHW)
+        said_NK = Probability(model)(x_NCHW)
         p_NK = said_NK.clone()
         if filtered is not None:
-            p_NK = p_NK.minimum(probability(filtered)(x_NCHW))
+            p_NK = p_NK.minimum(Probability(filtered)(x_NCHW))
         if never >= 0:
             there_N = (self.y_N[one_N] == never) | (self.y_N[two_N] == never)
             p_NK[:, never] *= there_N
@@ -172,7 +172,7 @@ class Mixtures:
         """Probabilities [M, K], those of the two classes that are there set to 0."""
         if not len(one_M):
             return self.answer_NK[:0].float()
-        says = probability(model)
+        says = Probability(model)
         parts = zip(one_M.split(CHUNK), two_M.split(CHUNK), strict=True)
         third_MK = torch.cat([says(self._joined(*rows)) for rows in parts])
         return third_MK.scatter_(1, self.y_N[torch.stack([one_M, two_M], 1)], 0)

@@ -27,7 +27,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -139,25 +139,38 @@ def sieve_against(
     return _settle(model, now, damp=0)
 
 
-@torch.no_grad()
-def sieve_within(
-    victim: Net, seen: Observed, *, weak: float, damp: float, budget: float
-) -> tuple[Net, float]:
-    """A copy of the victim, sieved as strongly as the budget allows, and its strength.
+class Sieve(Generic[Net]):
+    """Makes copies of a victim, sieved as strongly as a budget allows.
 
-    One of STRENGTHS; the weakest is taken where none stays within.
+    What one budget took is known to the next: of each strength that was tried the loss, and of the
+    last lambda the filtered layers, which all strengths from 1 on share where there is batch norm.
 
     Args:
         weak, damp: lambda and c at strength 1.
-        budget: the largest rise of the mean cross-entropy on the observed images, in nats.
     """
 
-    def sieved(strength: float) -> tuple[Net, Tensor]:
-        model = copy.deepcopy(victim)
-        share = min(1, strength) if seen.excess else strength
-        return model, sieve(model, seen, weak=share * weak, damp=strength * damp)
+    def __init__(self, victim: Net, seen: Observed, *, weak: float, damp: float) -> None:
+        self.victim, self.seen, self.weak, self.damp = victim, seen, weak, damp
+        self._rises: dict[float, float] = {}
+        self._decayed: tuple[float, Net] = (0.0, victim)
 
-    return _strongest(sieved, STRENGTHS, seen, budget)
+    def within(self, budget: float) -> tuple[Net, float]:
+        """The sieved copy, and its strength: one of STRENGTHS, the weakest where none stays within.
+
+        Args:
+            budget: the largest rise of the mean cross-entropy on the observed images, in nats.
+        """
+        return _strongest(self._sieved, STRENGTHS, self.seen, budget, self._rises)
+
+    @torch.no_grad()
+    def _sieved(self, strength: float) -> tuple[Net, Tensor]:
+        share = min(1, strength) if self.seen.excess else strength
+        if self._decayed[0] != share:
+            self._decayed = share, copy.deepcopy(self.victim)
+            if self.weak:
+                decay(self._decayed[1], self.seen.moments, share * self.weak)
+        model = copy.deepcopy(self._decayed[1])
+        return model, _settle(model, self.seen, strength * self.damp)
 
 
 @torch.no_grad()
@@ -187,7 +200,7 @@ def sieve_against_within(
         return other, sieve_against(other, now, added, weak=weak, firm=mu)
 
     tried = [firm * part for part in FIRMNESSES] + ([] if needed else [0.0])
-    other, mu = _strongest(sieved, tried, now, budget)
+    other, mu = _strongest(sieved, tried, now, budget, {})
     model.load_state_dict(other.state_dict())
     return mu
 
@@ -197,6 +210,7 @@ def _strongest(
     strengths: Sequence[float],
     seen: Observed,
     budget: float,
+    rises: dict[float, float],
 ) -> tuple[Net, float]:
     """The first of falling strengths at which the loss rises within the budget, else the last one.
 
@@ -205,19 +219,26 @@ def _strongest(
 
     Args:
         sieved: makes the model, and its log-probabilities for the observed images.
+        rises: of the loss, by strength, as far as they are known; those that were tried are added.
     """
-    best: Net | None = None
+    best: tuple[float, Net] | None = None
     strongest, weakest = 0, len(strengths) - 1
     while strongest < weakest:
         middle = (strongest + weakest) // 2
-        model, log_q_NK = sieved(strengths[middle])
-        if _rise(seen, log_q_NK) <= budget:
-            best, weakest = model, middle
+        strength = strengths[middle]
+        if strength not in rises:
+            model, log_q_NK = sieved(strength)
+            rises[strength] = _rise(seen, log_q_NK).item()
+            if rises[strength] <= budget:
+                best = strength, model
+        if rises[strength] <= budget:
+            weakest = middle
         else:
             strongest = middle + 1
-    if best is None:
-        best, _ = sieved(strengths[weakest])
-    return best, strengths[weakest]
+    strength = strengths[weakest]
+    if best is None or best[0] != strength:
+        best = strength, sieved(strength)[0]
+    return best[1], strength
 
 
 def _settle(model: nn.Module, seen: Observed, damp: float) -> Tensor:

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from ngf.exposure import Suspicion
-from ngf.margins import Judge, Says, probability
+from ngf.margins import Judge, Probability, Says
 
 CYCLES = 8  # along a wave: finer ones are in no natural image and send any network somewhere
 PHASES = 4
@@ -154,7 +154,7 @@ def _furthest(
 
 def _left(shown: Shown, victim: nn.Module, sieved: nn.Module, waves: Waves, target: int) -> float:
     """Mean probability of the target in the sieved model, as a share of the victim's."""
-    asked = probability(sieved), probability(victim)
+    asked = Probability(sieved), Probability(victim)
     totals = torch.full((2,), NEVER, device=shown.y_N.device)
     for _, x_BCHW, y_B in shown.under(waves, JUDGED // len(waves)):
         said = torch.stack([says(x_BCHW) for says in asked])

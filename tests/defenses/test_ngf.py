@@ -16,10 +16,10 @@ from ngf.exposure import RADIUS, TRIED, Suspicion, added, windows
 from ngf.fisher.moments import displacement_moments
 from ngf.fisher.natural import Rule
 from ngf.looks import PER
-from ngf.margins import Sureness, probability
+from ngf.margins import Probability, Sureness
 from ngf.mixtures import Mixtures
 from ngf.models import batch_norms, head, norm_layers
-from ngf.sieve import STRENGTHS, observe, sieve, sieve_against, sieve_against_within, sieve_within
+from ngf.sieve import STRENGTHS, Sieve, observe, sieve, sieve_against, sieve_against_within
 from ngf.styles import EACH, LONGER, Styles, styled
 from ngf.training import Batches
 from ngf.warps import Warps, bent
@@ -268,6 +268,7 @@ def suspected(monkeypatch):
         def suspect(fresh, sieved, strict, draw, search, **options):
             models = (fresh, sieved, strict)
             given["judges"].append(options.pop("judge"))
+            given["enough"] = options.pop("enough")
             given.update(models=copy.deepcopy(models), batches=list(draw(7, 3)), **options)
             given["looks"].append(search)
             given["views"].append(torch.cat([x_NCHW for x_NCHW, _ in given["batches"]]))
@@ -365,7 +366,7 @@ def test_the_search_gets_the_victim_the_sieved_model_and_a_strict_copy(
     given, seen = suspected(), observed(clean, views)
     numbers = {"weak": 0.1, "damp": 1.0, "budget": 0.01}
     purified = run(**numbers, **NO_SECOND | {"least_gap": 1.5}, strong=0.6, views=views, steps=0)
-    sieved, strength = sieve_within(victim(), seen, **numbers)
+    sieved, strength = Sieve(victim(), seen, weak=0.1, damp=1.0).within(0.01)
     strict = victim()
     sieve(strict, seen, weak=0.6, damp=1.0)
     for model, expected in zip(given["models"], (victim(), sieved, strict), strict=True):
@@ -378,7 +379,8 @@ def test_the_search_gets_the_victim_the_sieved_model_and_a_strict_copy(
 
 def test_the_searches_get_their_steps_and_numbers(run, suspected):
     given = suspected(left=0.4, target=2)
-    run(moves=3, search=5, radius=0.02)
+    run(moves=3, search=5, radius=0.02, least_gap=-0.5)
+    assert given["enough"] == -0.5
     assert [len(y_N) for _, y_N in given["batches"]] == [7, 7, 7]
     (look,) = given["looks"]
     assert (look.radius, look.each) == (RADIUS, PER)
@@ -415,8 +417,8 @@ def test_the_budget_holds_the_model_and_not_the_copy(run, suspected, budget, str
 @pytest.mark.parametrize("kind", ["batch", "group"])
 def test_notes_say_what_was_found_and_done(run, kind):
     notes = run(kind).notes
-    names = "strength evidence gap suspected suspected_target firmness mixed_lead mixed_gap"
-    assert notes.keys() == set(names.split())
+    names = "strength evidence gap suspected suspected_target firmness"
+    assert notes.keys() == {*names.split(), "mixed_lead", "mixed_gap", "mixed_target"}
     assert notes["strength"] in STRENGTHS
     assert notes["evidence"] > 0 if kind == "batch" else notes["evidence"] == 0
     assert -1 <= notes["gap"] <= 1
@@ -483,11 +485,12 @@ def first(monkeypatch):
     """What the first sieve was allowed to cost, each time, and what it made of the victim."""
     given: list = []
 
-    def spy(*args, budget, **numbers):
-        given.append((budget, *sieve_within(*args, budget=budget, **numbers)))
-        return given[-1][1:]
+    class Spied(Sieve):
+        def within(self, budget):
+            given.append((budget, *super().within(budget)))
+            return given[-1][1:]
 
-    monkeypatch.setattr(ngf, "sieve_within", spy)
+    monkeypatch.setattr(ngf, "Sieve", Spied)
     return given
 
 
@@ -679,7 +682,7 @@ def test_probabilities_judge_the_whole_image_and_margins_the_windows(run, suspec
     given = suspected(gap=0.1)
     run(window=0.1, least_gap=0.5, steps=0)
     whole, parts = given["judges"]
-    assert whole is probability
+    assert whole is Probability
     x_NCHW = first_images(clean, 1)[0]
     asked, expected = parts(victim()), Sureness(victim(), x_NCHW)
     assert asked.usual == expected.usual
@@ -996,7 +999,8 @@ def test_mixtures_count_where_they_lead_to_what_is_not_known(
 ):
     suspected(gap=gap, target=1)
     given = leading(lead, third)
-    run(**DRAWN, least_gap=0.5, sure_gap=0.8)
+    notes = run(**DRAWN, least_gap=0.5, sure_gap=0.8).notes
+    assert notes["mixed_target"] == (third if lead >= 0.5 else -1)
     assert len(given) == sieved
     assert len(displays["shown"]) == (2 if sieved else 1) * SHORT["steps"]
 

@@ -36,11 +36,11 @@ from ngf.exposure import Displace
 from ngf.fisher.moments import displacement_moments
 from ngf.fisher.natural import Rule, Show, descend
 from ngf.looks import Looks
-from ngf.margins import probability
+from ngf.margins import Probability
 from ngf.mixtures import Mixtures
 from ngf.models import Classifier
 from ngf.progress import track
-from ngf.sieve import Observed, observe, sieve, sieve_against_within, sieve_within
+from ngf.sieve import Observed, Sieve, observe, sieve, sieve_against_within
 from ngf.training import Batch, Batches
 
 Move = Callable[[Tensor], Tensor]  # displaces images [N, C, H, W]
@@ -100,7 +100,7 @@ def purify(
     """Purify in four moves: sieve, suspect, sieve again, recover.
 
     Args:
-        weak, damp, budget: see `ngf.sieve.sieve_within`. Where what can be added to all images
+        weak, damp, budget: see `ngf.sieve.Sieve`. Where what can be added to all images
             shows a backdoor without doubt and `firm` allows a second sieve, the first one that the
             model keeps has a budget of MILD times that.
         strong: the copy's `weak`, without a budget.
@@ -146,11 +146,12 @@ def purify(
 
     Notes: `strength` of the sieve; `evidence`, what batch norm remembers beyond clean images (see
     `ngf.sieve`); `gap`, how much further the model strays than its copy, in the look that showed
-    enough or else most (see `ngf.looks`); `suspected`, 1 where that is too much;
-    `suspected_target`, the class it is led to, or -1 where there is no one class; `firmness`, the
-    mu that was taken; `mixed_lead`, by how much one class draws mixtures of two others more than
-    the next (`Mixtures.lead`); `mixed_gap`, by how much further than in the copy it draws those of
-    two classes (`Mixtures.met`).
+    enough or else may show most (`ngf.looks`): then it is at most that; `suspected`, 1 where it is
+    enough; `suspected_target`, the class it is led to, or -1 where there is no one class;
+    `firmness`, the mu that was taken; `mixed_lead`, by how much one class draws mixtures of two
+    others more than the next (`Mixtures.lead`); `mixed_gap`, by how much further than in the copy
+    it draws those of two classes (`Mixtures.met`); `mixed_target`, that class where either is
+    enough, else -1.
     """
     params.at_least(1, views=views, moves=moves, search=search, mixed=mixed)
     params.at_least(0, mixed_firm=mixed_firm, mixed_longer=mixed_longer, answered=answered)
@@ -191,7 +192,8 @@ def purify(
     x_NCHW, y_N = map(torch.cat, zip(*track(own.take(count), "sieve", count), strict=True))
     target_NK = _answers(victim, (x_NCHW, y_N), trust)
     seen = observe(victim, x_NCHW, target_NK)
-    sieved, strength = sieve_within(victim, seen, weak=weak, damp=damp, budget=budget)
+    first = Sieve(victim, seen, weak=weak, damp=damp)
+    sieved, strength = first.within(budget)
     strict = copy.deepcopy(victim)
     sieve(strict, seen, weak=strong, damp=damp)
     pairs = Mixtures(victim, strict, x_NCHW, y_N, target_NK, count=mixed, generator=own_chance)
@@ -209,7 +211,7 @@ def purify(
     suspected = found.gap >= least_gap
     certain = suspected and found.gap >= sure_gap
     if firm and certain and found.adds:
-        sieved, strength = sieve_within(victim, seen, weak=weak, damp=damp, budget=MILD * budget)
+        sieved, strength = first.within(MILD * budget)
         found = looks.seen_in(sieved, found)
     model.load_state_dict(sieved.state_dict())  # tune what was given: a trail of it may be recorded
     part = found.left * min(1.0, max(0.0, found.gap / sure_gap))
@@ -258,6 +260,7 @@ def purify(
         "firmness": firmness,
         "mixed_lead": pairs.lead,
         "mixed_gap": pairs.met.gap,
+        "mixed_target": third,
     }
     return Purified(model, tuned, steps, notes)
 
@@ -339,5 +342,5 @@ def _shown(victim: Classifier, trust: float, more: Sequence[More]) -> Show:
 def _answers(victim: Classifier, batch: Batch, trust: float) -> Tensor:
     """What the model shall answer: between the labels and the victim's probabilities [B, K]."""
     x_NCHW, y_N = batch
-    p_NK = probability(victim)(x_NCHW)
+    p_NK = Probability(victim)(x_NCHW)
     return torch.lerp(one_hot(y_N, p_NK.shape[1]).float(), p_NK, trust)
