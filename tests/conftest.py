@@ -121,6 +121,7 @@ def evaluation_of(*, lost: float = 0.0, attack: str = "badnets", **other) -> dic
     if attack == "benign":
         asr = ra = against["asr_above_floor"] = against["ra_below_ceiling"] = None
     found = {"dataset": "colours", "attack": attack, "defense": "ngf", "victim_failed": None}
+    found |= {"test_split": "t" * 32}
     found |= {"model": {"acc": acc, "asr": asr, "ra": ra}}
     found |= {"victim": {"acc": interval(0.99), "asr": asr and interval(0.995), "ra": ra}}
     found |= {"reference": {"acc": interval(0.99), "asr": asr, "ra": ra}}

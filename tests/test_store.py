@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from ngf import store
 from ngf.attacks import Poison, Trigger
 from ngf.datasets import Split
 from ngf.errors import InputError
+from ngf.images import Encoded
 
 
 def test_outputs_appear_whole_or_not_at_all(tmp_path):
@@ -54,6 +56,40 @@ def test_digest_follows_names_and_bytes(tmp_path):
     second = store.digest(folder)
     (folder / "a").rename(folder / "b")
     assert len({first, second, store.digest(folder)}) == 3
+
+
+def test_a_split_is_known_by_images_labels_and_classes_alone(tmp_path, split):
+    def known(name, **change):
+        store.save_split(tmp_path / name, dataclasses.replace(split, **change))
+        return store.split_digest(tmp_path / name)
+
+    first = known("first")
+    assert known("same", mean=[0.1] * 3, std=[0.9] * 3, dataset="other", flip=False) == first
+    (tmp_path / "first" / "duplicates.json").write_text("{}")
+    assert store.split_digest(tmp_path / "first") == first
+    pixel = split.x_NHWC.copy()
+    pixel[0, 0, 0, 0] ^= 1
+    others = [
+        known("pixel", x_NHWC=pixel),
+        known("label", y_N=np.roll(split.y_N, 1)),
+        known("classes", classes=("a", *split.classes[1:])),
+    ]
+    assert len({first, *others}) == 4
+
+
+def test_encoded_images_are_known_by_their_bytes(tmp_path, split):
+    def known(name, code):
+        with (tmp_path / f"{name}.jpegs").open("w+b") as stream:
+            stream.write(code)
+            stream.flush()
+            ends_N = np.array([4, 8])
+            images = dataclasses.replace(
+                split, x_NHWC=Encoded(stream, ends_N, [96, 96]), y_N=np.array([0, 1])
+            )
+            store.save_split(tmp_path / name, images)
+        return store.split_digest(tmp_path / name)
+
+    assert known("one", b"abcdefgh") == known("two", b"abcdefgh") != known("three", b"abcdefgx")
 
 
 def test_split_comes_back_memory_mapped(tmp_path, split):

@@ -5,8 +5,9 @@ version reads all of them, computes which one should be champion, changes what d
 again until nothing differs (`ngf.lineage.settle`). Whoever comes last leaves the best.
 
 The rule goes through the versions that passed the gate in the order of their numbers and keeps the
-better one of two. After a rollback it starts at the version that was rolled back to, and goes on
-with those that were registered later.
+better one of two. What cannot be compared, because it was measured on other images, does not take
+the champion's place: a person decides. After a rollback the rule starts at the version that was
+rolled back to, and goes on with those that were registered later.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ FORMER, WITHDRAWN, REFUSED = "former champion", "rolled back", "refused"
 REGISTERED = "registered"  # nobody has decided yet
 ROLLBACK = "ngf.rollback"  # the registered model's tag
 PASSED = "passed"
+TEST_SPLIT = "ngf.digest.test_split"  # of the images, labels and classes it was measured on
 LOST = ("ngf.asr_above_floor.high", "ngf.acc_drop.high")
 
 
@@ -93,19 +95,28 @@ def lost(version: Version) -> float:
 
 
 def better(new: Version, old: Version) -> tuple[bool, str]:
-    """Whether the newer version takes the older one's place, and why. A tie keeps the old one."""
-    tests = [version.tags.get("ngf.digest.test") for version in (new, old)]
-    if None in tests:
-        lacking = new if tests[0] is None else old
-        return True, (
-            f"version {lacking.number}'s test split is not known, so it cannot be compared with "
-            f"version {old.number if lacking is new else new.number}: the newer one counts"
-        )
-    if tests[0] != tests[1]:
-        return True, f"measured on another test split than version {old.number}: the newer counts"
+    """Whether the newer version takes the older one's place, and why. A tie keeps the old one.
+
+    So does what cannot be compared, unless the newer one was champion already: that was decided by
+    a person, or by a version of this rule that knew the test splits otherwise.
+    """
+    if apart := _incomparable(new, old):
+        return new.was_champion, apart
     mine, theirs = lost(new), lost(old)
     compared = f"at most {mine:.2%} lost, version {old.number} at most {theirs:.2%}"
     return mine < theirs, compared
+
+
+def _incomparable(new: Version, old: Version) -> str | None:
+    """Why what the two lost says nothing of which is better; None where it does."""
+    for version in (new, old):
+        if TEST_SPLIT not in version.tags:
+            return f"not compared with version {old.number}: " + (
+                f"on which test split version {version.number} was measured is not known"
+            )
+    if new.tags[TEST_SPLIT] != old.tags[TEST_SPLIT]:
+        return f"not compared with version {old.number}: measured on another test split"
+    return None
 
 
 def of(versions: Sequence[Version], rollback: Rollback | None) -> Version | None:

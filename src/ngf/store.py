@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 READ_SIZE = 1 << 20
 PART = 1 << 26
+IMAGES = ("ends.npy", "x.jpegs", "x.npy", "y.npy")  # of a split, with their labels
 SPLIT = ("dataset", "classes", "mean", "std", "flip")  # what a split's card says
 # One of them lies in every artifact folder.
 MARKS = ("card.json", "rows.npy", "metrics.json", "cells.json")
@@ -98,14 +99,18 @@ def remove(path: Path) -> None:
 
 def digest(path: Path) -> str:
     """BLAKE2b of an artifact's names and bytes, 32 hexadecimal digits."""
-    total = hashlib.blake2b(digest_size=16)
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return _digest(path, files).hexdigest()
+
+
+def _digest(path: Path, files: Sequence[Path]) -> hashlib.blake2b:
+    total = hashlib.blake2b(digest_size=16)
     for file in files:
         total.update(f"{file.relative_to(path).as_posix()}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as stream:
             while block := stream.read(READ_SIZE):
                 total.update(block)
-    return total.hexdigest()
+    return total
 
 
 # JSON and arrays ------------------------------------------------------------------------------
@@ -237,6 +242,18 @@ def _check_labels(folder: Path, images: int, y_N: np.ndarray, n_classes: int) ->
         raise InputError(f"{folder} holds {images} images and labels of shape {y_N.shape}")
     if y_N.size and not 0 <= y_N.min() <= y_N.max() < n_classes:
         raise InputError(f"{folder} has labels {y_N.min()} to {y_N.max()} for {n_classes} classes")
+
+
+def split_digest(folder: Path) -> str:
+    """BLAKE2b of a split's images, labels and class names, 32 hexadecimal digits.
+
+    Two splits of the same images are the same split here, though their cards differ: mean and std
+    are those of the training images, and say nothing of the images that a model is measured on.
+    """
+    files = [folder / name for name in IMAGES if (folder / name).exists()]
+    total = _digest(folder, files)
+    total.update(json.dumps(_card(folder, "split", SPLIT)["classes"]).encode())
+    return total.hexdigest()
 
 
 # Poison and triggers --------------------------------------------------------------------------

@@ -58,39 +58,18 @@ NAME = "ngf-colours-badnets"
 class Run:
     """A run that this process opened itself, which spares a recorder's start."""
 
-    def __init__(self, client, **tags):
+    def __init__(self, client):
         name = "ngf"
         found = client.get_experiment_by_name(name)
         where = found.experiment_id if found else client.create_experiment(name)
-        self.client, self.id = client, client.create_run(where, tags=tags).info.run_id
+        self.id = client.create_run(where).info.run_id
 
     def run_id(self):
         return self.id
 
-    def log(self, context, **digests):
-        from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        tag = [InputTag("mlflow.data.context", context)]
-        inputs = [
-            DatasetInput(Dataset(key, digest, "local", "{}"), tag)
-            for key, digest in digests.items()
-        ]
-        self.client.log_inputs(self.id, inputs)
-
-
-def measure(folder, test="t" * 32):
-    """The run that wrote the evaluation, as `evaluate` would have recorded it."""
-    (folder / "test").mkdir(exist_ok=True)
-    (folder / "test" / "card.json").write_text(test)
-    written = {f"ngf.wrote.{store.digest(folder / 'evaluation')}": "out"}
-    run = Run(registry(), **written)
-    run.log("read", test=store.digest(folder / "test"))
-
-
-def promote(folder, *, gate=None, measured=True, test="t" * 32, inspection=None, **evaluation):
+def promote(folder, *, gate=None, inspection=None, **evaluation):
     promotable(folder, **evaluation)
-    if measured:
-        measure(folder, test)
     paths = {"model": folder / "model", "evaluation": folder / "evaluation"}
     if inspection:
         (folder / "inspection").mkdir(exist_ok=True)
@@ -139,14 +118,23 @@ def test_a_tie_keeps_the_old_one(place, client):
 @pytest.mark.parametrize(
     ("second", "said"),
     [
-        ({"test": "u" * 32}, "measured on another test split than version 1: the newer counts"),
-        ({"measured": False, "seed": 1}, "version 2's test split is not known, so it cannot"),
+        ("u" * 32, "not compared with version 1: measured on another test split"),
+        (
+            None,
+            "not compared with version 1: on which test split version 2 was measured is not known",
+        ),
     ],
 )
-def test_what_cannot_be_compared_is_replaced_and_says_so(second, said, place, client):
-    promote(place, lost=0.01)
-    assert promote(place, **{"lost": 0.02, **second})["decision"] == "champion"
-    assert said in tags(client, 2)["ngf.reason"]
+def test_what_cannot_be_compared_waits_until_somebody_crowns_it(second, said, place, client):
+    promote(place, lost=0.02)
+    decision = promote(place, lost=0.01, test_split=second)
+    assert (decision["decision"], decision["champion"]) == ("candidate", 1)
+    assert decision["because"] == tags(client, 2)["ngf.reason"] == said
+    assert aliases(client) == {"champion": 1, "candidate": 2}
+    rollback.rollback(NAME, to=2, reason="measured on more images")
+    assert aliases(client) == {"champion": 2}
+    worse = promote(place, lost=0.015, test_split=second)
+    assert (worse["decision"], worse["champion"]) == ("candidate", 2)
 
 
 def test_a_refused_one_is_registered_with_its_reasons_and_has_no_alias(place, client):
@@ -183,8 +171,9 @@ def test_every_number_threshold_and_digest_is_a_tag(place, client):
         "max_asr_above_floor": "0.03", "max_acc_drop": "0.03", "min_ra": "0.9",
         "max_lambda_ratio": "2",
     }  # fmt: skip
-    for name in ("model", "evaluation", "inspection", "test"):
+    for name in ("model", "evaluation", "inspection"):
         assert found[f"ngf.digest.{name}"] == store.digest(place / name)
+    assert found["ngf.digest.test_split"] == measured["test_split"]
     lock = hashlib.sha256(b"lock").hexdigest()
     assert found["ngf.digest.dvc_lock"] == f"sha256:{lock}"
     assert found["ngf.promoted_by"]
@@ -204,11 +193,11 @@ def test_the_revision_of_the_code_is_a_tag(place, client):
 def test_the_same_promotion_again_is_the_same_version(place, client):
     promote(place)
     before = tags(client, 1)
-    again = promote(place, measured=False)
+    again = promote(place)
     assert again["version"] == 1
     assert tags(client, 1) == before
     assert len(client.search_model_versions(f"name = '{NAME}'")) == 1
-    asked_more = promote(place, measured=False, gate={"max_asr": 0.5})
+    asked_more = promote(place, gate={"max_asr": 0.5})
     assert asked_more["version"] == 2, "another gate is another decision"
 
 
@@ -326,8 +315,6 @@ def test_a_dry_run_says_the_decision_and_writes_nothing(place):
         (0.01, f"dry run: nothing would change: {NAME} version 1: champion: the first one"),
     ):
         promotable(place, lost=lost)
-        if lost != 0.01:
-            measure(place)
         before = everything(place)
         done = ngf(*PROMOTE, "--dry-run", "--out", "dry.json")
         assert done.returncode == 0, done.stderr

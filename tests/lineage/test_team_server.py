@@ -25,16 +25,6 @@ outcome = stages.run("promote", settings={"gate": gate}, model=folder / "model",
                      evaluation=folder / "evaluation", out=out)
 print(outcome.message)
 """
-# What `evaluate` would have recorded: on which test split the model was measured.
-MEASURED = """
-import sys
-from pathlib import Path
-from ngf import lineage, stages
-folder = Path(sys.argv[1])
-read = {"model": folder / "model", "test": folder.parent / "test"}
-with lineage.recording("evaluate", {}, read) as record:
-    record.done(stages.Outcome("measured"), {"out": folder / "evaluation"})
-"""
 
 
 @pytest.fixture(scope="module")
@@ -73,13 +63,11 @@ def at_once(server, words):
 
 def test_of_ten_at_once_nothing_is_lost_and_the_best_is_champion(server, tmp_path):
     lost = [0.010, 0.004, 0.018, 0.002, 0.014, 0.012, 0.008, 0.016, 0.006, 0.020]
-    (tmp_path / "test").mkdir()
-    (tmp_path / "test" / "card.json").write_text("test split")
     folders = [tmp_path / str(number) for number in range(WRITERS)]
     for folder, share in zip(folders, lost, strict=True):
         folder.mkdir()
         promotable(folder, lost=share)
-    at_once(server, [[MEASURED + PROMOTE, one, one / "decision.json"] for one in folders])
+    at_once(server, [[PROMOTE, one, one / "decision.json"] for one in folders])
     decisions = [json.loads((folder / "decision.json").read_text()) for folder in folders]
     assert sorted(one["version"] for one in decisions) == list(range(1, WRITERS + 1))
     assert all(one["passed"] for one in decisions)

@@ -114,6 +114,12 @@ def test_how_visible_the_trigger_is_stands_in_the_metrics(workplace):
     assert (workplace.folder / "evaluation" / "triggered.png").exists()
 
 
+def test_the_metrics_say_on_which_images_they_were_measured(workplace):
+    workplace.purify(snapshots=1)
+    known = store.split_digest(workplace.folder / "test")
+    assert workplace.evaluate()["test_split"] == known
+
+
 def test_what_it_lost_is_counted_image_by_image(workplace):
     workplace.purify(snapshots=1)
     metrics = workplace.evaluate()

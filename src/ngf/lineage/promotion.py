@@ -37,7 +37,6 @@ class Application:
 
     name: str
     tags: Mapping[str, str]
-    evaluation: str  # the digest by which its run is found
     description: str
 
     @property
@@ -93,18 +92,16 @@ def foresee(wanted: Application) -> tuple[Version, Snapshot, bool]:
     try:
         from mlflow import MlflowClient
 
-        found, split = Snapshot([], {}), {}
-        if _there():
-            client = MlflowClient()  # which makes the file of SQLite, so not before
-            found = snapshot(client, wanted.name) or found
-            split = _test_split(client, wanted.evaluation)
+        found = Snapshot([], {})
+        if _there():  # a client makes the file of SQLite
+            found = snapshot(MlflowClient(), wanted.name) or found
     except Exception as error:
         raise LineageError(one_line(error)) from error
     for version in found.versions:
         if version.tags.get(DIGEST) == wanted.digest:
             return version, found, False
     number = 1 + max((version.number for version in found.versions), default=0)
-    version = Version(number, {**split, **wanted.tags})
+    version = Version(number, wanted.tags)
     return version, Snapshot([*found.versions, version], found.aliases, found.rollback), True
 
 
@@ -130,9 +127,8 @@ def _register(attempt: _Attempt, model: Classifier) -> Version:
         keep(lambda: client.log_model_artifacts(logged.model_id, str(files)))
     keep(lambda: client.finalize_logged_model(logged.model_id, "READY"))
     keep(lambda: _link(attempt, logged.model_id))
-    tags = {**keep(lambda: _test_split(client, wanted.evaluation)), **wanted.tags}
     keep(lambda: make_room(client, wanted.name))
-    keep(lambda: _version(attempt, logged.model_id, tags))
+    keep(lambda: _version(attempt, logged.model_id))
     version = keep(lambda: _one_of_twins(attempt))
     if attempt.patience.tested:
         keep(lambda: _sweep(attempt, version))
@@ -164,15 +160,6 @@ def _link(attempt: _Attempt, model_id: str) -> None:
     attempt.client.log_outputs(attempt.run_id, [LoggedModelOutput(model_id, 0)])
 
 
-def _test_split(client: MlflowClient, evaluation: str) -> dict[str, str]:
-    """The tag that says on which images it was measured, from the run that measured."""
-    from ngf.lineage.chain import read_by, writer
-
-    run = writer(client, evaluation)
-    read = read_by(run) if run else {}
-    return {"ngf.digest.test": read["test"]} if "test" in read else {}
-
-
 def _twins(attempt: _Attempt) -> list[Version]:
     """The versions that were made of the same things."""
     found = snapshot(attempt.client, attempt.wanted.name)
@@ -185,7 +172,7 @@ def _twin(attempt: _Attempt | None) -> Version | None:
     return next(iter(_twins(attempt)), None)
 
 
-def _version(attempt: _Attempt, model_id: str, tags: Mapping[str, str]) -> None:
+def _version(attempt: _Attempt, model_id: str) -> None:
     """Unless an earlier try has made it and the answer was lost."""
     if any(version.run_id == attempt.run_id for version in _twins(attempt)):
         return
@@ -193,7 +180,7 @@ def _version(attempt: _Attempt, model_id: str, tags: Mapping[str, str]) -> None:
         attempt.wanted.name,
         f"models:/{model_id}",
         attempt.run_id,
-        tags=dict(tags),
+        tags=dict(attempt.wanted.tags),
         description=attempt.wanted.description,
         model_id=model_id,
     )

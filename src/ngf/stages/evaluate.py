@@ -102,6 +102,7 @@ def evaluate(
     content = {
         **names,
         "classes": list(split.classes),
+        "test_split": store.split_digest(test),
         "victim_failed": thresholds.failure(opener.attack, measured),
         **measured,
         **_against(hits),

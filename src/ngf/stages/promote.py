@@ -105,8 +105,9 @@ def _judge(model: Path, evaluation: Path, inspection: Path | None, settings: Sec
         DIGEST: _digest(digests, gate.asked()),
         **circumstances(),
     }
-    about = evidence.description(tags)
-    wanted = Application(name=name, tags=tags, evaluation=digests["evaluation"], description=about)
+    if metrics.get("test_split"):  # not in what an older version wrote
+        tags[champion.TEST_SPLIT] = metrics["test_split"]
+    wanted = Application(name=name, tags=tags, description=evidence.description(tags))
     return _Judged(wanted, reasons)
 
 
