@@ -59,6 +59,7 @@ def test_labels_say_version_and_revision_and_nobody_is_root(engine, image):
     labels = {key.rpartition(".")[2]: value for key, value in found["Labels"].items()}
     assert labels["version"] == ngf.__version__
     assert labels["revision"] == REVISION
+    assert f"NGF_REVISION={REVISION}" in found["Config"]["Env"]  # what the lineage says
     assert found["Config"]["User"] == "1000"
 
 

@@ -11,7 +11,8 @@ sees its pipe close and marks the run as killed.
 
 Environment: MLFLOW_TRACKING_URI (default sqlite:///mlflow.db in the working directory),
 MLFLOW_EXPERIMENT_NAME (default ngf) and MLFLOW_RUN_ID (a run that somebody else opened and will
-close) are respected; NGF_LINEAGE=off records nothing.
+close) are respected; NGF_REVISION and NGF_USER say which code runs and for whom where git and the
+system do not know it (`_who.py`); NGF_LINEAGE=off records nothing.
 """
 
 from __future__ import annotations

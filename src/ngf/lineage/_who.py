@@ -1,4 +1,8 @@
-"""Who runs this, and which code."""
+"""Who runs this, and which code.
+
+In a container neither git nor the user database knows: the image says NGF_REVISION, and who starts
+the container NGF_USER.
+"""
 
 import getpass
 import os
@@ -6,6 +10,8 @@ import subprocess
 
 
 def git_revision() -> str | None:
+    if given := os.environ.get("NGF_REVISION"):
+        return given
     try:
         done = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
@@ -16,6 +22,8 @@ def git_revision() -> str | None:
 
 
 def user() -> str:
+    if given := os.environ.get("NGF_USER"):
+        return given
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a cluster may run a pod as a number without a name

@@ -60,7 +60,7 @@ def _lines(link: Link, indent: str, seen: set[str]) -> Iterator[str]:
         yield f"{indent}  {named} (above, run {link.run_id})"
         return
     seen.add(link.run_id)
-    code = f"git {link.commit[:12]}" if link.commit else "git revision unknown"
+    code = f"git {_short(link.commit)}" if link.commit else "git revision unknown"
     yield f"{indent}  {named} | run {link.run_id} | {link.started} | {code}{_end(link)}"
     for key, value in sorted(link.settings.items()):
         yield f"{indent}      {key} = {value if len(value) <= KEEP else value[:KEEP] + '...'}"
@@ -70,6 +70,11 @@ def _lines(link: Link, indent: str, seen: set[str]) -> Iterator[str]:
         yield f"{indent}    ← {name}: {digest}" + ("" if before else f" ({LOST})")
         if before:
             yield from _lines(before, indent + "    ", seen)
+
+
+def _short(commit: str) -> str:
+    """Twelve digits; an image that was built from changed files says so (`make image`)."""
+    return commit[:12] + ("-dirty" if commit.endswith("-dirty") else "")
 
 
 def _end(link: Link) -> str:
