@@ -129,7 +129,8 @@ def test_a_promotion_too_leaves_such_a_run_open(tracked, database, monkeypatch):
     assert [version.name for version in versions] == ["ngf-colours-badnets"]
 
 
-def test_a_killed_stage_is_a_killed_run(tracked, database):
+def ended_by(number):
+    """The exit code of a stage that gets the signal while it works."""
     code = (
         "import time; from ngf import lineage\n"
         "with lineage.recording('poison', {}, {}) as record:\n"
@@ -139,7 +140,18 @@ def test_a_killed_stage_is_a_killed_run(tracked, database):
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout.readline() == "open\n"
-        process.send_signal(signal.SIGKILL)
+        process.send_signal(number)
+    return process.returncode
+
+
+def test_a_stage_that_is_told_to_end_is_a_killed_run_before_it_has_ended(tracked, database):
+    assert ended_by(signal.SIGTERM) == 143
+    (run,) = runs(tracked, database)
+    assert run.info.status == "KILLED"
+
+
+def test_a_killed_stage_is_a_killed_run(tracked, database):
+    assert ended_by(signal.SIGKILL) == -signal.SIGKILL
     for _ in range(100):
         (run,) = runs(tracked, database)
         if run.info.status != "RUNNING":

@@ -7,7 +7,7 @@ id travels inside an artifact, so the bytes of artifacts stay the same and cache
 MLflow takes more than a second to import and can hang on a dead server, so a process of its own
 (`recorder.py`) writes the record beside the stage's work. A stage never fails because of it: what
 could not be recorded is said on standard error. When the stage's process is killed, the recorder
-sees its pipe close and marks the run as killed.
+sees its pipe close and marks the run as killed; after a SIGTERM the stage waits a moment for that.
 
 Environment: MLFLOW_TRACKING_URI (default sqlite:///mlflow.db in the working directory),
 MLFLOW_EXPERIMENT_NAME (default ngf) and MLFLOW_RUN_ID (a run that somebody else opened and will
@@ -30,12 +30,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ngf import store
+from ngf.lineage._sigterm import Terminated, sigterm_raises
 
 if TYPE_CHECKING:
     from ngf.params import Settings
     from ngf.stages import Outcome
 
 PATIENCE_S = 90.0  # a fresh SQLite database needs ten seconds for its tables
+UPLOAD_S = 300  # a server passes files on to a store of its own before it answers
+FAREWELL_S = 3.0  # of the seconds that a pod is given to end
 DEFAULT_URI = "sqlite:///mlflow.db"
 _current: Record | None = None
 
@@ -82,7 +85,7 @@ class Record:
     def run_id(self) -> str:
         """The MLflow run; waits until it is open. `LineageError` where it cannot be."""
         if self._opened is None:
-            self._opened = self._hear()
+            self._opened = self._hear(PATIENCE_S)
         if "error" in self._opened:
             raise LineageError(self._opened["error"])
         return str(self._opened["run_id"])
@@ -127,7 +130,8 @@ class Record:
                 return
             self.run_id()
             self._say({**self._closing, "time_ms": now_ms()})
-            answer = self._hear()
+            uploads = any(wrote["attach"] for wrote in self._closing.get("wrote", {}).values())
+            answer = self._hear(PATIENCE_S + UPLOAD_S * uploads)
             if "error" in answer:
                 raise LineageError(answer["error"])
         except LineageError as error:
@@ -136,18 +140,29 @@ class Record:
             self._recorder.kill()
             self._recorder.communicate()
 
+    def leave(self) -> None:
+        """Let the recorder mark the run as killed, and wait a moment for it.
+
+        A process that is the first of its container takes the recorder with it when it ends; else
+        the recorder finishes by itself, however long it takes.
+        """
+        assert self._recorder.stdin is not None
+        self._recorder.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._recorder.wait(FAREWELL_S)
+
     def _say(self, message: dict[str, Any]) -> None:
         assert self._recorder.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # a dead recorder is found when it is heard
             self._recorder.stdin.write(json.dumps(message, default=str) + "\n")
             self._recorder.stdin.flush()
 
-    def _hear(self) -> dict[str, Any]:
+    def _hear(self, seconds: float) -> dict[str, Any]:
         assert self._recorder.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._recorder.stdout, selectors.EVENT_READ)
-            if not selector.select(PATIENCE_S):
-                return {"error": f"no answer within {PATIENCE_S:g} s"}
+            if not selector.select(seconds):
+                return {"error": f"no answer within {seconds:g} s"}
         line = self._recorder.stdout.readline()
         answer: dict[str, Any] = json.loads(line) if line else {"error": "the recorder died"}
         return answer
@@ -163,9 +178,14 @@ def recording(
         yield None
         return
     record = _current = Record(stage, settings)
+    end = record.close
     try:
-        record.open(reads)
-        yield record
+        with sigterm_raises():
+            record.open(reads)
+            yield record
+    except Terminated:
+        end = record.leave
+        raise
     except KeyboardInterrupt as error:
         record.fail("KILLED", error)
         raise
@@ -174,7 +194,7 @@ def recording(
         raise
     finally:
         _current = None
-        record.close()
+        end()
 
 
 def current_run_id() -> str:

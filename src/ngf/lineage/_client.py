@@ -1,18 +1,20 @@
 """How this project talks to MLflow: quietly, and without waiting for a dead server for minutes."""
 
+import contextlib
 import logging
 import os
 import random
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from ngf.lineage import DEFAULT_URI, without_passwords
+from ngf.lineage import DEFAULT_URI, UPLOAD_S, without_passwords
 
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _DEFAULTS = {
     "MLFLOW_TRACKING_URI": DEFAULT_URI,
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    TIMEOUT: "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -27,6 +29,20 @@ def prepare_environment() -> None:
     warnings.filterwarnings("ignore", module="mlflow")
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def uploading() -> Iterator[None]:
+    """Inside, an answer may take as long as an upload, and as the user allows if that is longer.
+
+    MLflow's server answers when it has passed the last byte on to its own store.
+    """
+    before = os.environ[TIMEOUT]
+    os.environ[TIMEOUT] = str(max(int(before), UPLOAD_S))
+    try:
+        yield
+    finally:
+        os.environ[TIMEOUT] = before
 
 
 def unless_there(create: Callable[[], object]) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ngf import champion
 from ngf.champion import Snapshot, Version
 from ngf.lineage import LineageError, current_run_id
-from ngf.lineage._client import one_line, prepare_environment
+from ngf.lineage._client import one_line, prepare_environment, uploading
 from ngf.lineage._patience import Patience
 from ngf.lineage.registry import make_room
 from ngf.lineage.settle import settle
@@ -124,7 +124,8 @@ def _register(attempt: _Attempt, model: Classifier) -> Version:
         logged = keep(lambda: _logged(attempt))
         location = logged.artifact_location
         artifact.address(files, run_id=attempt.run_id, model_id=logged.model_id, location=location)
-        keep(lambda: client.log_model_artifacts(logged.model_id, str(files)))
+        with uploading():
+            keep(lambda: client.log_model_artifacts(logged.model_id, str(files)))
     keep(lambda: client.finalize_logged_model(logged.model_id, "READY"))
     keep(lambda: _link(attempt, logged.model_id))
     keep(lambda: make_room(client, wanted.name))

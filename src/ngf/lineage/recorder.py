@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ngf import report
 from ngf.lineage import now_ms
-from ngf.lineage._client import again, one_line, prepare_environment, unless_there
+from ngf.lineage._client import again, one_line, prepare_environment, unless_there, uploading
 from ngf.lineage._patience import Patience
 from ngf.lineage._who import git_revision, user
 from ngf.lineage.chain import WROTE
@@ -56,9 +56,10 @@ class Run:
             tags["mlflow.runName"] = " ".join([self.stage, *closing["tags"].values()])
         for key, value in tags.items():
             self.client.set_tag(self.run_id, key, value)
-        for key, artifact in wrote.items():
-            if artifact["attach"]:
-                self._attach(key, Path(artifact["path"]))
+        with uploading():
+            for key, artifact in wrote.items():
+                if artifact["attach"]:
+                    self._attach(key, Path(artifact["path"]))
         self.end(closing["status"], closing["time_ms"])
 
     def end(self, status: str, time_ms: int) -> None:

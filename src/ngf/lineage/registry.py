@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ngf.errors import InputError
 from ngf.lineage import LineageError, current_run_id
-from ngf.lineage._client import one_line, prepare_environment, unless_there
+from ngf.lineage._client import one_line, prepare_environment, unless_there, uploading
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,7 +31,8 @@ def register_files(folder: Path, *, name: str, tags: Mapping[str, str], descript
         from mlflow import MlflowClient
 
         client = MlflowClient()
-        client.log_artifacts(run_id, str(folder), "model")
+        with uploading():
+            client.log_artifacts(run_id, str(folder), "model")
         make_room(client, name)
         registered = client.create_model_version(
             name, f"runs:/{run_id}/model", run_id, tags=dict(tags), description=description
