@@ -3,6 +3,7 @@
 import pytest
 import yaml
 from conftest import ROOT
+from imports import HOUSE, closure
 
 from ngf import plugins, stages
 from ngf.stages import Reads, Writes
@@ -168,25 +169,65 @@ def test_compilation_is_byte_stable(tmp_path):
     assert len(contents[0]) == 3
 
 
-# Messages, checks of numbers, where tensors live: a change there changes no result.
-HOUSE = {"params", "progress", "device", "errors"}
+TASKS = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+# The room of which a task loads a plug-in by name; an inspection triggers images, too.
+PLUGINS = {
+    "prepare": "datasets", "poison": "attacks", "victim": "attacks", "purify": "defenses",
+    "evaluate": "attacks", "inspect": "attacks",
+}  # fmt: skip
+CELLS = [
+    (task, name)
+    for task in TASKS
+    for name in (plugins.names(PLUGINS[task]) if task in PLUGINS else [""])
+]
+# `train` imports for both; what attackers do has no part in a clean reference.
+OF_VICTIMS = {"attacks", "norms"}
 
 
-LOOKS = ("looks", "exposure", "warps", "waves", "styles")
-PARTS = [ROOT / "src/ngf" / f"{room}.py" for room in LOOKS]
+def sources(task, name):
+    """The sources that dvc.yaml names for a task, in the cell of a plug-in."""
+    deps = TASKS[task].get("do", TASKS[task])["deps"]
+    for word in ("${item.attack}", "${item.defense}"):
+        deps = [dep.replace(word, name) for dep in deps]
+    return {ROOT / dep for dep in deps if dep.startswith("src/")}
 
 
-@pytest.mark.parametrize(
-    "file", [*sorted((ROOT / "src/ngf/defenses").glob("*.py")), *PARTS], ids=lambda f: f.stem
-)
-def test_purify_runs_again_when_what_a_defense_is_made_of_changes(file):
-    """dvc.yaml names every room that a defense, or the search of `ngf`, imports from."""
-    import ast
+def plugin(task, name):
+    return ROOT / f"src/ngf/{PLUGINS[task]}/{name}.py"
 
-    text = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["purify"]["deps"]
-    deps = {one.removeprefix("src/ngf/").removesuffix(".py") for one in text}
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "ngf":
-            rooms = [node.module] if "." in node.module else [f"ngf.{a.name}" for a in node.names]
-            used = {room.split(".")[1] for room in rooms} - HOUSE
-            assert used - {"defenses", "datasets"} <= deps, f"{file.name}: {used}"
+
+def runs(task, name):
+    """The files that a task runs: its stage, the plug-in of its cell, and what they import."""
+    start = "report/__init__" if task == "report" else f"stages/{STAGE.get(task, task)}"
+    house = {"promote": HOUSE - {"lineage"}, "reference": HOUSE | OF_VICTIMS}.get(task, HOUSE)
+    starts = [ROOT / f"src/ngf/{start}.py", *([plugin(task, name)] if name else [])]
+    return closure(starts, frozenset(house))
+
+
+def test_imports_in_functions_count_and_those_for_a_type_checker_do_not():
+    """A trojan trains a network to read; prepare names attacks in annotations alone."""
+    found = {str(file.relative_to(ROOT / "src/ngf")) for file in runs("poison", "trojan_one")}
+    assert {"training.py", "models/resnet.py", "hooks.py", "attacks/_surrogate.py"} <= found
+    assert not {"attacks/badnets.py", "cli.py"} & found
+    assert ROOT / "src/ngf/attacks/__init__.py" not in runs("prepare", "signs")
+
+
+@pytest.mark.parametrize(("task", "name"), CELLS)
+def test_a_task_runs_again_when_what_it_is_made_of_changes(task, name):
+    """dvc.yaml names every file that it runs, or a folder around it."""
+    named = sources(task, name)
+    lacking = [file for file in runs(task, name) if not named & {file, *file.parents}]
+    assert not lacking
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_does_not_run_again_for_what_no_cell_of_it_needs(task):
+    """Nor for another cell's plug-in, unless a plug-in of its own imports that."""
+    needed, named = set(), set()
+    for _, name in (cell for cell in CELLS if cell[0] == task):
+        own = {plugin(task, name)} if name else set()
+        needed |= runs(task, name) - own
+        named |= sources(task, name) - own
+    assert not [dep for dep in named if all(dep not in (file, *file.parents) for file in needed)]
+    if PLUGINS.get(task) != "datasets":  # few, and all read in one go
+        assert not named & {ROOT / "src/ngf" / room for room in ("attacks", "defenses")}
