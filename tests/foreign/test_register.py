@@ -92,6 +92,7 @@ def test_who_purifies_the_result_again_is_its_child(tracked, database):
 @pytest.mark.slow
 def test_a_registry_that_is_not_there_is_said_before_the_work(tracked, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
+    monkeypatch.setenv("NGF_REGISTRY_PATIENCE", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     done = purify(*OWN, "--register", "mine")
     assert done.returncode == 1

@@ -144,8 +144,11 @@ def ended_by(number):
     return process.returncode
 
 
-def test_a_stage_that_is_told_to_end_is_a_killed_run_before_it_has_ended(tracked, database):
-    assert ended_by(signal.SIGTERM) == 143
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, -2)])
+def test_a_stage_that_is_told_to_end_is_a_killed_run_before_it_has_ended(
+    number, code, tracked, database
+):
+    assert ended_by(number) == code
     (run,) = runs(tracked, database)
     assert run.info.status == "KILLED"
 
@@ -161,6 +164,7 @@ def test_a_killed_stage_is_a_killed_run(tracked, database):
 
 
 def test_work_goes_on_without_mlflow_and_says_so(tracked, monkeypatch, capfd):
+    monkeypatch.setenv("NGF_REGISTRY_PATIENCE", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     plant(tracked)

@@ -1,4 +1,4 @@
-"""A real MLflow server that is cut off in the middle of a promotion."""
+"""A real MLflow server that is cut off in the middle of a promotion, or of a stage's record."""
 
 import os
 import subprocess
@@ -23,7 +23,18 @@ def server(tmp_path_factory):
         yield tracking
 
 
+RECORD = """
+from ngf import lineage, stages
+with lineage.recording("poison", {"options": {"seed": 0}}, {}) as record:
+    record.done(stages.Outcome("done", {"images": 1.0}), {})
+"""
+
+
 def promote(folder, tracking, patience_s):
+    return run([PROMOTE, folder, folder / "decision.json"], tracking, patience_s)
+
+
+def run(words, tracking, patience_s, **more):
     environment = {
         **os.environ,
         "NGF_LINEAGE": "on",
@@ -32,8 +43,9 @@ def promote(folder, tracking, patience_s):
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT / "src"),
+        **more,
     }
-    command = [sys.executable, "-c", PROMOTE, folder, folder / "decision.json"]
+    command = [sys.executable, "-c", *words]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -70,6 +82,23 @@ def test_a_server_lost_and_back_is_asked_again(request_number, server, tmp_path)
     assert aliases == {"champion": "1"}
     assert not orphans
     assert store.read_json(tmp_path / "decision.json")["decision"] == "champion"
+
+
+@pytest.mark.parametrize("request_number", range(1, 7))
+def test_a_server_lost_while_a_record_is_opened_costs_no_record(request_number, server):
+    """Nor is there a second one, where the answer to the first was lost."""
+    import mlflow
+
+    name = f"record{request_number}"
+    with Cable(server, cut_at=request_number, seconds=2) as cable:
+        done = run([RECORD], cable.address, 60, MLFLOW_EXPERIMENT_NAME=name)
+    assert cable.cuts == 1, "the record was whole before the server was lost"
+    assert (done.returncode, done.stderr) == (0, "")
+    client = mlflow.MlflowClient(server, server)
+    (found,) = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+    assert found.info.status == "FINISHED"
+    assert found.data.params == {"options.seed": "0"}
+    assert found.data.metrics["images"] == 1
 
 
 def test_a_server_lost_for_good_is_an_error_and_the_next_promotion_mends_it(server, tmp_path):

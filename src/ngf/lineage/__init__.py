@@ -118,8 +118,8 @@ class Record:
             },
         }
 
-    def fail(self, status: str, error: BaseException) -> None:
-        self._closing = {"status": status, "message": f"{type(error).__name__}: {error}"}
+    def fail(self, error: Exception) -> None:
+        self._closing = {"status": "FAILED", "message": f"{type(error).__name__}: {error}"}
 
     def close(self) -> None:
         """Send the end and wait until it is written; say so on standard error where it is not."""
@@ -183,14 +183,11 @@ def recording(
         with sigterm_raises():
             record.open(reads)
             yield record
-    except Terminated:
+    except (Terminated, KeyboardInterrupt):
         end = record.leave
         raise
-    except KeyboardInterrupt as error:
-        record.fail("KILLED", error)
-        raise
     except Exception as error:
-        record.fail("FAILED", error)
+        record.fail(error)
         raise
     finally:
         _current = None

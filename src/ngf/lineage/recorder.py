@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import sys
+import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,20 +25,22 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PARAM_LIMIT = 6000  # characters that MLflow keeps of one parameter
+OPENING = "ngf.opening"  # the tag by which a run is found whose creation was not answered
 
 
 class Run:
     """One MLflow run, from the stage's opening line to its closing line."""
 
-    def __init__(self, client: MlflowClient, opening: dict[str, Any]) -> None:
+    def __init__(self, client: MlflowClient, opening: dict[str, Any], patience: Patience) -> None:
         self.client = client
+        self._opening = uuid.uuid4().hex
         given = os.environ.get("MLFLOW_RUN_ID")
         self.ours = given is None
         self.stage = opening["stage"]
-        self.run_id = given or self._create(opening)
+        self.run_id = given or patience.keep(lambda: self._create(opening, patience.tested))
         try:
-            self._log_settings(opening["settings"])
-            self._log_inputs("read", opening["reads"])
+            patience.keep(lambda: self._log_settings(opening["settings"]))
+            patience.keep(lambda: self._log_inputs("read", opening["reads"]))
         except Exception:
             self.end("FAILED", now_ms())
             raise
@@ -66,9 +69,14 @@ class Run:
         if self.ours:
             self.client.set_terminated(self.run_id, status, end_time=time_ms)
 
-    def _create(self, opening: dict[str, Any]) -> str:
+    def _create(self, opening: dict[str, Any], retried: bool) -> str:
+        """retried: an earlier try may have made the run."""
         experiment_id = self._experiment()
+        ours = f"tags.`{OPENING}` = '{self._opening}'"
+        if retried and (made := self._latest(experiment_id, ours)):
+            return made
         tags = {
+            OPENING: self._opening,
             "ngf.stage": opening["stage"],
             "mlflow.source.type": "LOCAL",
             "mlflow.source.name": f"ngf {opening['stage']}",
@@ -94,15 +102,16 @@ class Run:
         """The latest run that wrote the parent artifact; its bytes may be older than its path."""
         for artifact in reversed(list(reads.values())):
             if artifact["parent"]:
-                found = self.client.search_runs(
-                    [experiment_id],
-                    f"tags.`{WROTE}{artifact['digest']}` != ''",
-                    max_results=1,
-                    order_by=["attributes.start_time DESC"],
-                )
+                found = self._latest(experiment_id, f"tags.`{WROTE}{artifact['digest']}` != ''")
                 if found:
-                    return str(found[0].info.run_id)
+                    return found
         return None
+
+    def _latest(self, experiment_id: str, query: str) -> str | None:
+        found = self.client.search_runs(
+            [experiment_id], query, max_results=1, order_by=["attributes.start_time DESC"]
+        )
+        return str(found[0].info.run_id) if found else None
 
     def _log_settings(self, settings: dict[str, Any]) -> None:
         from mlflow.entities import Param
@@ -149,12 +158,12 @@ def main() -> None:
         opening = json.loads(sys.stdin.readline() or "null")
         if opening is None:
             return
-        run = Run(MlflowClient(), opening)
+        run = Run(MlflowClient(), opening, Patience())
         with contextlib.suppress(BrokenPipeError):
             _answer({"run_id": run.run_id})
         line = sys.stdin.readline()
         if not line:  # the stage's process is gone
-            run.end("KILLED", now_ms())
+            Patience().keep(lambda: run.end("KILLED", now_ms()))
             return
         closing = json.loads(line)
         Patience().keep(lambda: run.close(closing))
