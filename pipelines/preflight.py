@@ -20,12 +20,14 @@ from pipelines.cluster import MLFLOW_ENVIRONMENT, RAW_ENVIRONMENT, Cluster, Reso
 from pipelines.image import DIRTY, image_of
 
 OK, WARN, FAIL = "ok", "warn", "fail"
+DENIED = (401, 403)
 LEAST_MLFLOW = (3, 0)  # aliases, logged models and the registry as this project uses them
 PULL_SECRETS = ("kubernetes.io/dockerconfigjson", "kubernetes.io/dockercfg")
 # (verb, API group, resource): what a task's pod does under its service account.
 NEEDED = (
     ("get", "", "pods"),
     ("get", "", "configmaps"),
+    ("get", "", "secrets"),  # the launcher reads the artifact store's
     ("create", "argoproj.io", "workflowtaskresults"),
     ("patch", "argoproj.io", "workflowtaskresults"),
 )
@@ -104,16 +106,20 @@ def preflight(
 
 
 def _answered(name: str, check: Check, asked: Asked, cluster: Cluster) -> Finding:
-    """The check's finding, or that Kubernetes denied or never gave an answer."""
+    """The check's finding, or why there is none.
+
+    A question that whoever asks may not ask says nothing about the pods, which run as somebody
+    else: so that is a warning, and the others are still asked.
+    """
     from kubernetes.client.exceptions import ApiException
     from urllib3.exceptions import HTTPError
 
     try:
         return check(asked, cluster)
     except ApiException as error:
-        if error.status in (401, 403):
-            remedy = "ask an administrator, or for a role that may read it"
-            return Finding(name, FAIL, f"denied ({error.status}): {_reason(error)}", remedy)
+        if error.status in DENIED:
+            text = f"could not be asked ({error.status}): {_reason(error)}"
+            return Finding(name, WARN, text, "a run may work; an administrator can look")
         return Finding(name, FAIL, f"answered {error.status}: {_reason(error)}")
     except HTTPError as error:
         remedy = "check the kubeconfig's server, a VPN and proxies"
@@ -186,15 +192,18 @@ def _service_account(asked: Asked, cluster: Cluster) -> Finding:
 def _allowed(asked: Asked, cluster: Cluster, verb: str, group: str, resource: str) -> bool:
     from kubernetes import client
 
-    review = client.V1SubjectAccessReview(
+    # Of one namespace: its administrator may ask this, and needs no rights over the cluster.
+    review = client.V1LocalSubjectAccessReview(
+        metadata=client.V1ObjectMeta(namespace=cluster.namespace),
         spec=client.V1SubjectAccessReviewSpec(
             user=f"system:serviceaccount:{cluster.namespace}:{cluster.service_account}",
             resource_attributes=client.V1ResourceAttributes(
                 namespace=cluster.namespace, verb=verb, group=group, resource=resource
             ),
-        )
+        ),
     )
-    answer = asked(asked.access.create_subject_access_review, review)
+    question = asked.access.create_namespaced_local_subject_access_review
+    answer = asked(question, cluster.namespace, review)
     return bool(answer.status.allowed)
 
 

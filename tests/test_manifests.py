@@ -49,7 +49,8 @@ def test_the_role_allows_what_preflight_asks_for():
         for group in rule["apiGroups"]
         for resource in rule["resources"]
     }
-    assert set(NEEDED) <= allowed
+    # `list` and `watch` of what may be read anyway; all else is asked for by name.
+    assert {one for one in allowed if one[0] not in ("list", "watch")} == set(NEEDED)
 
 
 def test_a_pair_as_kubernetes_own_resources(numbers, tmp_path):

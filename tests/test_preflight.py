@@ -18,7 +18,7 @@ from pipelines.cluster import Cluster
 from pipelines.preflight import CHECKS, preflight
 
 SPACE = "/api/v1/namespaces/ml"
-REVIEW = "/apis/authorization.k8s.io/v1/subjectaccessreviews"
+REVIEW = "/apis/authorization.k8s.io/v1/namespaces/ml/localsubjectaccessreviews"
 HANGS = object()
 
 
@@ -188,7 +188,7 @@ def test_a_claim_of_raw_images(server):
     assert found("Lost") == ("fail", "the volume of claim images is lost")
     assert found("Pending")[0] == "warn"
     server.answers[CLAIM] = status(403, "no")
-    assert "denied (403)" in findings(server, raw=RAW)["raw images"].text
+    assert "could not be asked (403)" in findings(server, raw=RAW)["raw images"].text
     server.answers[CLAIM] = HANGS
     assert "no answer" in findings(server, timeout=0.2, raw=RAW)["raw images"].text
 
@@ -236,13 +236,27 @@ PATHS = {
 }
 
 
+@pytest.mark.parametrize("code", [401, 403])
 @pytest.mark.parametrize("check", PATHS)
-def test_a_denial_is_told_in_kubernetes_words(server, check):
-    server.answers[PATHS[check]] = status(403, 'user "me" cannot get that')
-    found = findings(server)[check]
-    assert found.state == "fail"
-    assert found.text == 'denied (403): user "me" cannot get that'
-    assert "administrator" in found.remedy
+def test_a_question_that_is_denied_is_a_warning_and_the_others_are_asked(server, check, code):
+    server.answers[PATHS[check]] = status(code, 'user "me" cannot get that')
+    found = findings(server)
+    assert list(found)[: 1 + len(CHECKS)] == ["api", *CHECKS]
+    assert found[check].state == "warn"
+    assert found[check].text == f'could not be asked ({code}): user "me" cannot get that'
+    others = {one.state for name, one in found.items() if PATHS.get(name) != PATHS[check]}
+    assert others == {"ok"}
+
+
+def test_who_may_read_nothing_but_the_namespace_is_not_kept_from_submitting(server):
+    """An edit role in one namespace: neither nodes nor namespaces nor reviews are its to ask."""
+    for path in (SPACE, REVIEW, "/api/v1/nodes"):
+        server.answers[path] = status(403, "cannot at the cluster scope")
+    found = findings(server)
+    assert {name for name, one in found.items() if one.state == "warn"} == {
+        "namespace", "service account", "nodes", "accelerators"
+    }  # fmt: skip
+    assert not [one for one in found.values() if one.state == "fail"]
 
 
 @pytest.mark.parametrize("check", PATHS)
