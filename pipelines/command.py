@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from ngf import params
 from pipelines import preflight
 from pipelines.cluster import Cluster
+from pipelines.login import KubeflowError
+from pipelines.patience import told
 from pipelines.submit import (
     DONE,
     EXPERIMENT,
@@ -39,11 +43,31 @@ def ready(numbers: params.Settings, endpoint: str, context: str | None) -> bool:
     return all(finding.state != preflight.FAIL for finding in bad)
 
 
+@contextlib.contextmanager
+def kubeflow_in_one_line() -> Iterator[None]:
+    """What Kubeflow refuses or does not answer: a line on standard error, and exit code 1."""
+    from kfp_server_api import ApiException
+    from urllib3.exceptions import HTTPError
+
+    try:
+        yield
+    except KubeflowError as error:
+        line = str(error)
+    except (ApiException, HTTPError) as error:
+        line = f"Kubeflow: {told(error)}"
+    else:
+        return
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(1)
+
+
+@kubeflow_in_one_line()
 def cancel(numbers: params.Settings, endpoint: str, name: str) -> None:
     Board(endpoint, Cluster.of(numbers["cluster"])).cancel(name)
     print(f"{name}: asked to end")
 
 
+@kubeflow_in_one_line()
 def submitted(
     numbers: params.Settings,
     endpoint: str,

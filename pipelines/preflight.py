@@ -6,21 +6,22 @@ Everything is read; nothing is created but access reviews, which Kubernetes answ
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 import json
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from ngf.errors import InputError
 from ngf.lineage import without_passwords
 from pipelines.cluster import MLFLOW_ENVIRONMENT, RAW_ENVIRONMENT, Cluster, Resources
 from pipelines.image import DIRTY, image_of
+from pipelines.login import DENIED, KubeflowError, Login, health, short
+from pipelines.web import get
 
 OK, WARN, FAIL = "ok", "warn", "fail"
-DENIED = (401, 403)
+SERVER = "ml-pipeline"  # the service of Kubeflow Pipelines' API, where it is installed
 LEAST_MLFLOW = (3, 0)  # aliases, logged models and the registry as this project uses them
 PULL_SECRETS = ("kubernetes.io/dockerconfigjson", "kubernetes.io/dockercfg")
 # (verb, API group, resource): what a task's pod does under its service account.
@@ -33,7 +34,7 @@ NEEDED = (
 )
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Finding:
     """state: ok, warn (a run may work) or fail (it will not). remedy: what to do about it."""
 
@@ -88,8 +89,9 @@ def preflight(
         timeout: seconds for each question.
 
     Raises:
-        InputError: there is no kubeconfig, or no such context in it.
+        InputError: there is no kubeconfig, or no such context in it; KFP_CA is not a file.
     """
+    login = None if kfp is None else Login.of_environment()
     asked = Asked(context, timeout)
     first = _answered("api", _api, asked, cluster)
     yield first
@@ -101,8 +103,9 @@ def preflight(
         if name == "namespace" and found.state == FAIL:
             return
     yield from _mlflow(asked, cluster)
-    if kfp is not None:
-        yield _kfp(kfp, timeout)
+    if kfp is not None and login is not None:
+        one = functools.partial(_kfp, address=kfp, login=login)
+        yield _answered("kubeflow", one, asked, cluster)
 
 
 def _answered(name: str, check: Check, asked: Asked, cluster: Cluster) -> Finding:
@@ -123,7 +126,7 @@ def _answered(name: str, check: Check, asked: Asked, cluster: Cluster) -> Findin
         return Finding(name, FAIL, f"answered {error.status}: {_reason(error)}")
     except HTTPError as error:
         remedy = "check the kubeconfig's server, a VPN and proxies"
-        return Finding(name, FAIL, f"no answer from {asked.host}: {_short(error)}", remedy)
+        return Finding(name, FAIL, f"no answer from {asked.host}: {short(error)}", remedy)
 
 
 def _reason(error: Any) -> str:
@@ -131,10 +134,6 @@ def _reason(error: Any) -> str:
         return str(json.loads(error.body)["message"])
     except (TypeError, ValueError, KeyError):
         return str(error.reason)
-
-
-def _short(error: BaseException) -> str:
-    return str(getattr(error, "reason", None) or error).split(": ", 1)[-1].splitlines()[0]
 
 
 def _missing(error: Any) -> bool:
@@ -408,14 +407,15 @@ def _mlflow(asked: Asked, cluster: Cluster) -> Iterator[Finding]:
     address = held["tracking-uri"].rstrip("/")
     shown = without_passwords(address)
     try:
-        version = _get(f"{address}/version", asked.timeout, held).strip()
-        _get(f"{address}/api/2.0/mlflow/registered-models/search", asked.timeout, held)
+        version = get(f"{address}/version", asked.timeout, _basic(held)).strip()
+        search = f"{address}/api/2.0/mlflow/registered-models/search"
+        get(search, asked.timeout, _basic(held))
     except urllib.error.HTTPError as error:
         remedy = "check username and password in the secret, and the server's registry"
         yield Finding("mlflow", FAIL, f"{shown} answered {error.code}", remedy)
         return
     except (OSError, ValueError) as error:
-        text = f"{shown} cannot be reached from here: {_short(error)}"
+        text = f"{shown} cannot be reached from here: {short(error)}"
         yield Finding("mlflow", WARN, text, "right where the address is the cluster's own")
         return
     number = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
@@ -426,22 +426,29 @@ def _mlflow(asked: Asked, cluster: Cluster) -> Iterator[Finding]:
     yield Finding("mlflow", OK, f"{shown} is MLflow {version}, with a registry")
 
 
-def _kfp(address: str, timeout: float) -> Finding:
+def _kfp(asked: Asked, cluster: Cluster, address: str, login: Login) -> Finding:
     shown = without_passwords(address)
     try:
-        _get(f"{address.rstrip('/')}/apis/v2beta1/healthz", timeout, {})
-    except (OSError, ValueError) as error:
-        remedy = "kubectl -n kubeflow port-forward svc/ml-pipeline-ui 8080:80, or a login"
-        return Finding("kubeflow", FAIL, f"{shown} does not answer: {_short(error)}", remedy)
-    return Finding("kubeflow", OK, f"Kubeflow Pipelines at {shown}")
+        many = health(address, login, asked.timeout).get("multi_user", False)
+    except KubeflowError as error:
+        return Finding("kubeflow", FAIL, str(error), error.remedy)
+    if many:
+        return Finding("kubeflow", OK, f"Kubeflow Pipelines at {shown}, for many users")
+    # For one user it runs pods where it is itself, whatever a run asks for.
+    found = _exists(
+        "kubeflow",
+        lambda: asked(asked.core.read_namespaced_service, SERVER, cluster.namespace),
+        f"{SERVER} in {cluster.namespace}, and Kubeflow at {shown} is for a single user",
+        "it runs pods in its own namespace: set cluster.namespace to that",
+    )
+    if isinstance(found, Finding):
+        return dataclasses.replace(found, state=WARN)
+    return Finding("kubeflow", OK, f"Kubeflow Pipelines at {shown}, for a single user")
 
 
-def _get(address: str, timeout: float, held: dict[str, str]) -> str:
-    if not address.startswith(("http://", "https://")):
-        raise ValueError("not an http address")
-    request = urllib.request.Request(address)
-    if held.get("username"):
-        pair = f"{held['username']}:{held.get('password', '')}"
-        request.add_header("Authorization", f"Basic {base64.b64encode(pair.encode()).decode()}")
-    with urllib.request.urlopen(request, timeout=timeout) as answer:
-        return str(answer.read().decode())
+def _basic(held: dict[str, str]) -> dict[str, str]:
+    """The header that MLflow's client would send."""
+    if not held.get("username"):
+        return {}
+    pair = f"{held['username']}:{held.get('password', '')}"
+    return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}

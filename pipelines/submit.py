@@ -18,10 +18,13 @@ from ngf import params
 from ngf.errors import InputError
 from pipelines.cluster import Cluster
 from pipelines.compile import compile_pair
+from pipelines.login import Login, health
+from pipelines.patience import Patience, passes
 
 EXPERIMENT = "ngf"
 PAGE = 100
 LOG_LINES = 20
+HEALTH_TIMEOUT_S = 30.0
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 DONE = "SUCCEEDED"
 CRON_FIELDS = 6  # Kubeflow's begins with the seconds
@@ -64,14 +67,19 @@ def packages(
 
 
 class Board:
-    """The runs of an experiment in Kubeflow Pipelines."""
+    """The runs of an experiment in Kubeflow Pipelines.
+
+    Raises:
+        KubeflowError: from any method, where Kubeflow asks for a login; here also where it does not
+            answer. InputError: KFP_CA is not a file.
+    """
 
     def __init__(self, endpoint: str, cluster: Cluster, experiment: str = EXPERIMENT) -> None:
-        from kfp import Client
-
-        self.client = Client(host=endpoint, namespace=cluster.namespace)
-        many = self.client.get_kfp_healthz().multi_user
+        self.endpoint, self.login = endpoint, Login.of_environment()
+        # The client takes a login page for an empty answer: who asks is settled first.
+        many = health(endpoint, self.login, HEALTH_TIMEOUT_S).get("multi_user", False)
         self.namespace = cluster.namespace if many else None
+        self.client = self.login.client(endpoint, self.namespace or "kubeflow")
         self.account = cluster.service_account
         self.experiment: str = self.client.create_experiment(
             experiment, namespace=self.namespace
@@ -94,10 +102,17 @@ class Board:
                 experiment_id=self.experiment,
                 namespace=self.namespace,
             )
+            self._check_login()
             yield from page.runs or ()
             token = page.next_page_token or ""
             if not token:
                 return
+
+    def _check_login(self) -> None:
+        """A login that has expired: a gateway's page, which the client takes for an empty list."""
+        answer = self.client._run_api.api_client.last_response
+        if not answer.getheader("Content-Type", "").startswith("application/json"):
+            raise self.login.refused(self.endpoint)
 
     def start(self, package: Package) -> None:
         self.client.create_run_from_pipeline_package(
@@ -147,33 +162,58 @@ def submit(
     wait: bool = False,
     pause: float = 10.0,
     show: Callable[[Mapping[str, str]], None] = lambda states: None,
+    patience: Patience | None = None,
 ) -> dict[str, str]:
     """Start what has not succeeded and is not under way. {name: state} at the end.
 
     Args:
         at_once: runs under way at the same time, at most; then it stays until the last is started.
         wait: stay until all have ended. pause: seconds between two looks.
-        show: is told the states after each look.
+        show: is told the states after each look. patience: with a Kubeflow that does not answer.
+
+    Raises:
+        KubeflowError: it asks for a login, or patience has ended. What runs there goes on.
     """
-    left = list(wanted)
-    started: set[str] = set()
+    left, started = list(wanted), set[str]()
+    patience = patience or Patience()
     while True:
-        runs = board.runs()
-        states = {package.name: _state(package.name, runs, started) for package in wanted}
-        left = [p for p in left if states[p.name] in ("", "FAILED", "CANCELED", "SKIPPED")]
-        left = [package for package in left if package.name not in started]
-        active = sum(state not in ("", *ENDED) for state in states.values())
-        room = len(left) if at_once is None else max(0, at_once - active)
-        for package in left[:room]:
-            board.start(package)
-            started.add(package.name)
-            states[package.name] = "PENDING"
-        left = left[room:]
+        try:
+            states = _look(board, wanted, left, started, at_once)
+        except Exception as error:
+            if not passes(error):
+                raise
+            patience.wait(error)
+            continue
+        patience.over()
         show(states)
         under_way = any(state not in ("", *ENDED) for state in states.values())
         if not left and not (wait and under_way):
             return states
         time.sleep(pause)
+
+
+def _look(
+    board: Board,
+    wanted: Sequence[Package],
+    left: list[Package],
+    started: set[str],
+    at_once: int | None,
+) -> dict[str, str]:
+    """Start what may start, which moves from `left` to `started`. {name: state}.
+
+    Where the answer to a start is lost, the run may be there: the next look finds it, or starts it.
+    """
+    runs = board.runs()
+    states = {package.name: _state(package.name, runs, started) for package in wanted}
+    left[:] = [p for p in left if states[p.name] in ("", "FAILED", "CANCELED", "SKIPPED")]
+    active = sum(state not in ("", *ENDED) for state in states.values())
+    room = len(left) if at_once is None else max(0, at_once - active)
+    for package in left[:room]:
+        board.start(package)
+        started.add(package.name)
+        left.remove(package)
+        states[package.name] = "PENDING"
+    return states
 
 
 def _state(name: str, runs: Mapping[str, Any], started: set[str]) -> str:

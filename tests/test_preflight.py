@@ -70,7 +70,7 @@ def whole(server):
         "/api/v1/nodes": {"items": NODES},
         "/version": "3.17.0",
         "/api/2.0/mlflow/registered-models/search": {"registered_models": []},
-        "/apis/v2beta1/healthz": {"multi_user": False},
+        "/apis/v2beta1/healthz": {"multi_user": True},
     }  # fmt: skip
 
 
@@ -102,6 +102,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(code)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(content)))
+        if code in (301, 302):
+            self.send_header("Location", body)
         self.end_headers()
         self.wfile.write(content)
 
@@ -369,6 +371,50 @@ def test_kubeflow_that_does_not_answer(server):
     found = findings(server, kfp="http://127.0.0.1:1")["kubeflow"]
     assert found.state == "fail"
     assert "port-forward" in found.remedy
+
+
+HEALTH = "/apis/v2beta1/healthz"
+LOGIN = "asks for a login: set KFP_TOKEN or KFP_COOKIES"
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("<html>Log in</html>", LOGIN),
+        ((302, "https://login.example.org/auth?back=kubeflow"), LOGIN),
+        ((401, "no"), LOGIN),
+        ((403, "no"), LOGIN),
+        ((301, f"https://k.example.org{HEALTH}"), "has moved: ask https://k.example.org"),
+        ((502, "no"), "answered 502"),
+        ([], "is not Kubeflow Pipelines: its health is '[]'"),
+    ],
+)
+def test_what_kubeflow_answers_instead_of_its_health(server, answer, said, monkeypatch):
+    monkeypatch.delenv("KFP_TOKEN", raising=False)
+    monkeypatch.delenv("KFP_COOKIES", raising=False)
+    address = f"http://127.0.0.1:{server.server_port}"
+    server.answers[HEALTH] = answer
+    found = findings(server, kfp=address)["kubeflow"]
+    assert (found.state, found.text) == ("fail", f"{address} {said}")
+    assert server.asked.count(HEALTH) == 1  # no redirect is followed
+
+
+def test_a_login_that_is_not_taken_is_named(server, monkeypatch):
+    monkeypatch.setenv("KFP_TOKEN", "old")
+    server.answers[HEALTH] = (401, "no")
+    found = findings(server, kfp=f"http://127.0.0.1:{server.server_port}")["kubeflow"]
+    assert found.text.endswith("asks for a login: KFP_TOKEN is not taken, or has expired")
+    assert server.headers[HEALTH]["Authorization"] == "Bearer old"
+
+
+def test_kubeflow_for_a_single_user_runs_pods_where_it_is(server):
+    address = f"http://127.0.0.1:{server.server_port}"
+    server.answers[HEALTH] = {"multi_user": False}
+    found = findings(server, kfp=address)["kubeflow"]
+    assert (found.state, "set cluster.namespace" in found.remedy) == ("warn", True)
+    assert found.text.startswith("there is no ml-pipeline in ml")
+    server.answers[f"{SPACE}/services/ml-pipeline"] = {"metadata": {"name": "ml-pipeline"}}
+    assert findings(server, kfp=address)["kubeflow"].state == "ok"
 
 
 @pytest.mark.parametrize("lacking", [False, True])

@@ -19,9 +19,13 @@ from ngf import params
 from ngf.cli import app
 from ngf.errors import InputError
 from pipelines.cluster import Cluster
+from pipelines.login import KubeflowError, Login
+from pipelines.patience import Patience
 from pipelines.submit import Board, failures, packages, pod_log, submit
 
 API = "/apis/v2beta1"
+CUT = object()
+PAGE = "<html>Log in</html>"
 MOMENT = "2026-01-01T00:00:00Z"
 
 
@@ -37,6 +41,9 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.experiments, self.runs, self.recurring = [], [], []
         self.endings, self.most, self.page = {}, 0, 100
+        self.health, self.headers = {"multi_user": False}, {}
+        self.lose_starts = 0  # answers to starts that do not arrive
+        self.instead = []  # of the next answers about runs: a status, CUT or a page
 
     @property
     def address(self):
@@ -62,11 +69,14 @@ class Handler(BaseHTTPRequestHandler):
         server, parts = self.server, urlsplit(self.path)
         asked = parse_qs(parts.query)
         path = parts.path.removeprefix(API)
+        server.headers[path] = dict(self.headers)
         if path == "/healthz":
-            return self.answer({"multi_user": False})
+            return self.answer(server.health)
         if path == "/experiments":
             return self.answer({"experiments": server.experiments})
         if path == "/runs":
+            if server.instead:
+                return self.something_else(server.instead.pop(0))
             server.move_on()
             newest = server.runs[::-1]
             start = int(asked.get("page_token", ["0"])[0] or 0)
@@ -88,7 +98,11 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(server.experiments[-1])
         if path == "/runs":
             name = body.pop("display_name")
-            return self.answer(server.add(name, **{k: v for k, v in body.items() if v}))
+            run = server.add(name, **{k: v for k, v in body.items() if v})
+            if server.lose_starts:
+                server.lose_starts -= 1
+                return self.something_else(CUT)
+            return self.answer(run)
         if path == "/recurringruns":
             server.recurring.append(body)
             return self.answer({**body, "recurring_run_id": "r-0"})
@@ -97,10 +111,17 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer({})
         return self.answer({"message": f"{path} not found"}, 404)
 
-    def answer(self, body, code=200):
+    def something_else(self, what):
+        if what is CUT:
+            return self.connection.shutdown(2)
+        if isinstance(what, int):
+            return self.answer({"message": "later"}, what)
+        return self.answer(what, kind="text/html")
+
+    def answer(self, body, code=200, kind="application/json"):
         content = (body if isinstance(body, str) else json.dumps(body)).encode()
         self.send_response(code)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
@@ -247,6 +268,119 @@ def test_a_run_under_way_can_be_cancelled(server):
         board(server).cancel("one")
     board(server).cancel("two")
     assert [run["state"] for run in server.runs] == ["SUCCEEDED", "CANCELING"]
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch):
+    """No login but that of the test."""
+    for name in ("KFP_TOKEN", "KFP_COOKIES", "KFP_CA", "KF_PIPELINES_SA_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ({"KFP_TOKEN": "word"}, {"Authorization": "Bearer word"}),
+        ({"KFP_COOKIES": "session=a; b=c"}, {"Cookie": "session=a; b=c"}),
+        ({"KF_PIPELINES_SA_TOKEN_PATH": "token"}, {"Authorization": "Bearer the pod's"}),
+        ({"KF_PIPELINES_SA_TOKEN_PATH": "token", "KFP_TOKEN": "w"}, {"Authorization": "Bearer w"}),
+        ({"KF_PIPELINES_SA_TOKEN_PATH": "none"}, {}),
+    ],
+)
+def test_every_question_is_asked_as_whom_the_environment_names(
+    server, tmp_path, monkeypatch, given, sent
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "token").write_text("the pod's\n")
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    board(server).runs()
+    for path in ("/healthz", "/experiments", "/runs"):
+        headers = {name.title(): value for name, value in server.headers[path].items()}
+        named = {name: headers[name] for name in ("Authorization", "Cookie") if name in headers}
+        assert named == sent, path
+
+
+def test_certificates_of_another_authority(server, tmp_path, monkeypatch):
+    monkeypatch.setenv("KFP_CA", str(tmp_path / "ca.pem"))
+    with pytest.raises(InputError, match="KFP_CA: there is no file"):
+        board(server)
+    (tmp_path / "ca.pem").write_text("")
+    assert Login.of_environment().authority == str(tmp_path / "ca.pem")
+
+
+def test_neither_token_nor_cookies_are_printed(monkeypatch):
+    monkeypatch.setenv("KFP_TOKEN", "secret-word")
+    monkeypatch.setenv("KFP_COOKIES", "secret-word")
+    assert "secret-word" not in repr(Login.of_environment())
+
+
+def test_for_many_users_runs_are_in_the_namespace(server):
+    server.health = {"multi_user": True}
+    assert board(server).namespace == "ml"
+    server.health = {"multi_user": False}
+    assert board(server).namespace is None
+
+
+def test_what_passes_by_itself_is_waited_for(server, grid):
+    server.endings = {grid[0].name: ["RUNNING", "SUCCEEDED"]}
+    server.instead = [503, CUT, 429, 500]
+    lines = []
+    patience = Patience(first_s=0, say=lines.append)
+    states = submit(board(server), grid[:1], wait=True, pause=0, patience=patience)
+    assert states == {grid[0].name: "SUCCEEDED"}
+    assert len(server.runs) == 1
+    # A connection that is cut, the client tries again by itself.
+    assert len(lines) == 3, lines
+    assert lines[0] == "Kubeflow: answered 503 Service Unavailable; asked again in 0 s"
+
+
+def test_a_start_whose_answer_is_lost_is_not_made_twice(server, grid):
+    server.lose_starts = 1
+    submit(board(server), grid[:1], patience=Patience(first_s=0, say=lambda line: None))
+    assert names(server) == [grid[0].name]
+
+
+def test_patience_ends(server, grid):
+    server.instead = [503] * 9
+    patience = Patience(limit_s=0, say=lambda line: None)
+    with pytest.raises(KubeflowError, match=r"answered 503 .*; what runs there goes on"):
+        submit(board(server), grid[:1], patience=patience)
+
+
+def test_pauses_grow_and_begin_anew(monkeypatch):
+    slept = []
+    monkeypatch.setattr("pipelines.patience.time.sleep", slept.append)
+    patience = Patience(say=lambda line: None)
+    for _ in range(6):
+        patience.wait(OSError("gone"))
+    patience.over()
+    patience.wait(OSError("gone"))
+    assert slept == [5, 10, 20, 40, 60, 60, 5]
+
+
+@pytest.mark.parametrize("instead", [PAGE, 401, 403])
+def test_a_login_that_expires_starts_nothing_and_ends_with_one_line(
+    server, tmp_path, capsys, monkeypatch, instead
+):
+    monkeypatch.setenv("KFP_COOKIES", "session=old")
+    server.instead = [instead]
+    done = command(server, tmp_path, *PAIR, "--no-preflight", "--wait", "--pause", "0")
+    assert done.exit_code == 1
+    assert isinstance(done.exception, SystemExit)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "KFP_COOKIES" in line
+    assert server.runs == []
+
+
+def test_who_is_not_logged_in_is_told_so(server, tmp_path):
+    server.health = PAGE
+    done = command(server, tmp_path, *PAIR, "--no-preflight")
+    assert done.exit_code == 1
+    assert done.stderr == (
+        f"error: {server.address} asks for a login: set KFP_TOKEN or KFP_COOKIES\n"
+    )
 
 
 def command(server, tmp_path, *words):
