@@ -11,10 +11,14 @@ from ngf.errors import InputError
 if TYPE_CHECKING:
     from kfp import dsl
 
-MLFLOW_ENVIRONMENT = {
-    "tracking-uri": "MLFLOW_TRACKING_URI",
+# Of cluster.mlflow_secret. A pod without the address would write into a file of its own, and
+# `promote` would find out after all the training: Kubernetes does not start it.
+MLFLOW_ADDRESS = {"tracking-uri": "MLFLOW_TRACKING_URI"}
+# What the server asks for; each may be missing.
+MLFLOW_CREDENTIALS = {
     "username": "MLFLOW_TRACKING_USERNAME",
     "password": "MLFLOW_TRACKING_PASSWORD",
+    "token": "MLFLOW_TRACKING_TOKEN",
 }
 # Of cluster.raw.secret; each may be missing.
 RAW_ENVIRONMENT = {
@@ -172,8 +176,9 @@ def place(
     if cluster.image_pull_secret:
         kubernetes.set_image_pull_secrets(task, [cluster.image_pull_secret])
     if cluster.mlflow_secret:
-        environment = MLFLOW_ENVIRONMENT
-        kubernetes.use_secret_as_env(task, cluster.mlflow_secret, environment, optional=True)
+        secret = cluster.mlflow_secret
+        kubernetes.use_secret_as_env(task, secret, MLFLOW_ADDRESS)
+        kubernetes.use_secret_as_env(task, secret, MLFLOW_CREDENTIALS, optional=True)
     return task
 
 

@@ -15,7 +15,13 @@ from typing import Any
 
 from ngf.errors import InputError
 from ngf.lineage import without_passwords
-from pipelines.cluster import MLFLOW_ENVIRONMENT, RAW_ENVIRONMENT, Cluster, Resources
+from pipelines.cluster import (
+    MLFLOW_ADDRESS,
+    MLFLOW_CREDENTIALS,
+    RAW_ENVIRONMENT,
+    Cluster,
+    Resources,
+)
 from pipelines.image import DIRTY, image_of
 from pipelines.login import DENIED, KubeflowError, Login, health, short
 from pipelines.web import get
@@ -264,24 +270,26 @@ def _secret(asked: Asked, cluster: Cluster) -> Finding:
     if name is None:
         text = "none asked for: MLflow's address comes from Kubeflow's plugin, or nothing is kept"
         return Finding("mlflow secret", WARN, text)
-    keys = " ".join(f"--from-literal={key}=..." for key in MLFLOW_ENVIRONMENT)
+    keys = " ".join(
+        f"--from-literal={key}=..." for key in (*MLFLOW_ADDRESS, "username", "password")
+    )
     remedy = f"kubectl -n {space} create secret generic {name} {keys}"
     found = _exists(
         "mlflow secret",
         lambda: asked(asked.core.read_namespaced_secret, name, space),
-        f"secret {name} in {space}: records and registrations would be lost with the pods",
+        f"secret {name} in {space}, without which no pod starts",
         remedy,
     )
     if isinstance(found, Finding):
         return found
     held = found.data or {}
-    lacking = [key for key in MLFLOW_ENVIRONMENT if not held.get(key)]
-    if "tracking-uri" in lacking:
+    if not held.get("tracking-uri"):
         return Finding("mlflow secret", FAIL, f"{name} has no key tracking-uri", remedy)
-    if lacking:
-        text = f"{name} has no {' and no '.join(lacking)}: right for a server that asks for none"
+    if not held.get("token") and not (held.get("username") and held.get("password")):
+        text = f"{name} has no token, nor username and password: right where MLflow asks for none"
         return Finding("mlflow secret", WARN, text)
-    return Finding("mlflow secret", OK, f"{name} has {', '.join(MLFLOW_ENVIRONMENT)}")
+    known = [key for key in (*MLFLOW_ADDRESS, *MLFLOW_CREDENTIALS) if held.get(key)]
+    return Finding("mlflow secret", OK, f"{name} has {', '.join(known)}")
 
 
 def _pull_secret(asked: Asked, cluster: Cluster) -> Finding:
@@ -407,11 +415,11 @@ def _mlflow(asked: Asked, cluster: Cluster) -> Iterator[Finding]:
     address = held["tracking-uri"].rstrip("/")
     shown = without_passwords(address)
     try:
-        version = get(f"{address}/version", asked.timeout, _basic(held)).strip()
+        version = get(f"{address}/version", asked.timeout, _credentials(held)).strip()
         search = f"{address}/api/2.0/mlflow/registered-models/search"
-        get(search, asked.timeout, _basic(held))
+        get(search, asked.timeout, _credentials(held))
     except urllib.error.HTTPError as error:
-        remedy = "check username and password in the secret, and the server's registry"
+        remedy = "check the credentials in the secret, and the server's registry"
         yield Finding("mlflow", FAIL, f"{shown} answered {error.code}", remedy)
         return
     except (OSError, ValueError) as error:
@@ -446,9 +454,9 @@ def _kfp(asked: Asked, cluster: Cluster, address: str, login: Login) -> Finding:
     return Finding("kubeflow", OK, f"Kubeflow Pipelines at {shown}, for a single user")
 
 
-def _basic(held: dict[str, str]) -> dict[str, str]:
-    """The header that MLflow's client would send."""
+def _credentials(held: dict[str, str]) -> dict[str, str]:
+    """The header that MLflow's client would send: a name goes before a token."""
     if not held.get("username"):
-        return {}
+        return {"Authorization": f"Bearer {held['token']}"} if held.get("token") else {}
     pair = f"{held['username']}:{held.get('password', '')}"
     return {"Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}

@@ -116,12 +116,17 @@ def test_every_task_is_tried_again_with_growing_pauses(numbers, tmp_path):
 def test_credentials_come_from_the_secrets_named_there_and_from_nowhere_else(numbers, tmp_path):
     _, containers, kubernetes = compiled(numbers, GPU, tmp_path)
     for name, node in kubernetes.items():
-        (secret,) = node["secretAsEnv"]
-        assert secret["secretName"] == "records"
-        assert {one["secretKey"]: one["envVar"] for one in secret["keyToEnv"]} == {
-            "tracking-uri": "MLFLOW_TRACKING_URI",
-            "username": "MLFLOW_TRACKING_USERNAME",
-            "password": "MLFLOW_TRACKING_PASSWORD",
+        assert {secret["secretName"] for secret in node["secretAsEnv"]} == {"records"}
+        given = {
+            (one["secretKey"], one["envVar"], secret.get("optional", False))
+            for secret in node["secretAsEnv"]
+            for one in secret["keyToEnv"]
+        }
+        assert given == {
+            ("tracking-uri", "MLFLOW_TRACKING_URI", False),
+            ("username", "MLFLOW_TRACKING_USERNAME", True),
+            ("password", "MLFLOW_TRACKING_PASSWORD", True),
+            ("token", "MLFLOW_TRACKING_TOKEN", True),
         }
         assert [one["secretName"] for one in node["imagePullSecret"]] == ["registry"]
         assert "env" not in containers[name]
@@ -182,7 +187,7 @@ def test_raw_images_lie_in_an_empty_folder_a_claim_or_are_pulled_at_the_revision
         _, _, kubernetes = compiled(numbers, section, tmp_path)
         others = [node for name, node in kubernetes.items() if name != "prepare"]
         assert not any("pvcMount" in node for node in others)
-        assert all(len(node["secretAsEnv"]) == 1 for node in others)
+        assert {one["secretName"] for node in others for one in node["secretAsEnv"]} == {"records"}
         spec = yaml.safe_load((tmp_path / "ngf-signs-badnets.yaml").read_text().split("\n---")[0])
         given = spec["root"]["inputDefinitions"]["parameters"]["raw"]["defaultValue"]
         return kubernetes["prepare"], given

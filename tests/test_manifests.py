@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-from pipelines.cluster import MLFLOW_ENVIRONMENT, RAW_ENVIRONMENT
+from pipelines.cluster import MLFLOW_ADDRESS, MLFLOW_CREDENTIALS, RAW_ENVIRONMENT
 from pipelines.preflight import NEEDED
 
 MANIFESTS = sorted((ROOT / "pipelines" / "manifests").glob("*.yaml"))
@@ -32,7 +32,8 @@ def test_they_are_about_what_params_name(numbers):
     assert ("Namespace", cluster["namespace"]) in found
     spaces = {one["metadata"].get("namespace", cluster["namespace"]) for one in found.values()}
     assert spaces == {cluster["namespace"]}
-    assert set(found["Secret", cluster["mlflow_secret"]]["stringData"]) == set(MLFLOW_ENVIRONMENT)
+    keys = set(MLFLOW_ADDRESS) | set(MLFLOW_CREDENTIALS)
+    assert set(found["Secret", cluster["mlflow_secret"]]["stringData"]) == keys
     assert set(found["Secret", cluster["raw"]["secret"]]["stringData"]) == set(RAW_ENVIRONMENT)
     (binding,) = (one for (kind, _), one in found.items() if kind == "RoleBinding")
     assert binding["subjects"][0]["name"] == cluster["service_account"]

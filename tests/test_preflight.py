@@ -303,7 +303,13 @@ def test_a_secret_without_its_keys(server):
     server.answers[place] = {"data": encoded(tracking_uri="http://127.0.0.1:1")}
     found = findings(server)
     assert found["mlflow secret"].state == "warn"
-    assert "no username and no password" in found["mlflow secret"].text
+    assert "no token, nor username and password" in found["mlflow secret"].text
+    address = f"http://127.0.0.1:{server.server_port}"
+    server.answers[place] = {"data": encoded(tracking_uri=address, token="word")}
+    found = findings(server)
+    assert (found["mlflow secret"].state, found["mlflow"].state) == ("ok", "ok")
+    assert found["mlflow secret"].text == "records has tracking-uri, token"
+    assert server.headers["/version"]["Authorization"] == "Bearer word"
 
 
 def test_a_pull_secret_of_another_type(server):
