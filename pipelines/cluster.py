@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ngf import params
+from ngf.cores import VARIABLE
 from ngf.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,18 +30,26 @@ RAW_ENVIRONMENT = {
     "git-token": "NGF_GIT_TOKEN",
 }
 RAW_FOLDER = "/work/data"  # `data` in the image's working directory
+CPU = re.compile(r"\d+(\.\d+)?|\d+m")
 EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What a task asks for. cpu, memory: requests, as Kubernetes writes them. hours: after which
-    it is stopped. shared_memory: size of /dev/shm, or None for the cluster's 64 MiB."""
+    """What a task asks for. cpu, memory: as Kubernetes writes them; more memory ends the task.
+    hours: after which it is stopped. shared_memory: size of /dev/shm, which counts as memory, or
+    None for the cluster's 64 MiB."""
 
     cpu: str
     memory: str
     hours: float
     shared_memory: str | None = None
+
+    @property
+    def threads(self) -> int:
+        """How many run at a time on this share: whole cores, and one at least."""
+        number = float(self.cpu.rstrip("m"))
+        return max(1, int(number / 1000 if self.cpu.endswith("m") else number))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +99,8 @@ class Raw:
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """`heavy` tasks train and purify; where there is an accelerator they ask for `accelerators`
-    of it, on nodes that `node_selector` selects and `tolerations` tolerate."""
+    """`heavy` tasks run networks over many images; where there is an accelerator they ask for one,
+    on nodes that `node_selector` selects and `tolerations` tolerate."""
 
     namespace: str
     service_account: str
@@ -128,10 +138,16 @@ class Cluster:
         for key, value in given["node_selector"].items():
             if not isinstance(value, str):
                 raise InputError(f"cluster.node_selector.{key}: {value!r} is not str: quote it")
-        params.at_least(1, **{"cluster.accelerators": given["accelerators"]})
+        if given["accelerators"] != 1:
+            raise InputError(
+                f"cluster.accelerators must be 1, got {given['accelerators']}: a task is one "
+                "process and uses one; for several, torchrun in a job of your own"
+            )
         params.at_least(0, **{"cluster.retries.count": given["retries"].count})
         for name in ("light", "heavy"):
             params.within(f"cluster.{name}.hours", given[name].hours, 1 / 60, 24 * 365)
+            if not CPU.fullmatch(cpu := given[name].cpu):
+                raise InputError(f"cluster.{name}.cpu: {cpu!r} is no number as '4', '0.5', '500m'")
         return cls(**given)
 
 
@@ -157,16 +173,21 @@ def _section(
 def place(
     task: dsl.PipelineTask, cluster: Cluster, image: str, *, heavy: bool = False
 ) -> dsl.PipelineTask:
-    """Image, resources, time-out, retries and credentials; an accelerator where it is heavy."""
+    """Image, resources, time-out, retries and credentials; an accelerator where it is heavy.
+
+    All that a task writes beside its artifacts goes to /tmp, so the root may be read-only.
+    """
     from kfp import kubernetes
 
     task.set_container_image(image)
     needs = cluster.heavy if heavy else cluster.light
-    task.set_cpu_request(needs.cpu).set_memory_request(needs.memory)
+    task.set_cpu_request(needs.cpu)
+    task.set_memory_request(needs.memory).set_memory_limit(needs.memory)
     again = cluster.retries
     if again.count:
         task.set_retry(again.count, again.wait, again.factor, again.longest)
     kubernetes.set_timeout(task, round(3600 * needs.hours))
+    kubernetes.empty_dir_mount(task, "scratch", "/tmp")
     if needs.shared_memory:
         kubernetes.empty_dir_mount(
             task, "shared-memory", "/dev/shm", medium="Memory", size_limit=needs.shared_memory
@@ -180,6 +201,17 @@ def place(
         kubernetes.use_secret_as_env(task, secret, MLFLOW_ADDRESS)
         kubernetes.use_secret_as_env(task, secret, MLFLOW_CREDENTIALS, optional=True)
     return task
+
+
+def hold_to_share(task: dsl.PipelineTask, cluster: Cluster, *, heavy: bool = False) -> None:
+    """As many threads and processes as the task asks for cores.
+
+    By default there would be one for each core of the node: far more than it may use, and sums in
+    another order, so other bytes, on each kind of node.
+    """
+    threads = str((cluster.heavy if heavy else cluster.light).threads)
+    task.set_env_variable(VARIABLE, threads)
+    task.set_env_variable("OMP_NUM_THREADS", threads)
 
 
 def place_raw(task: dsl.PipelineTask, raw: Raw) -> None:
@@ -197,7 +229,7 @@ def place_raw(task: dsl.PipelineTask, raw: Raw) -> None:
 def _accelerate(task: dsl.PipelineTask, cluster: Cluster) -> None:
     from kfp import kubernetes
 
-    task.set_accelerator_type(cluster.accelerator).set_accelerator_limit(cluster.accelerators)
+    task.set_accelerator_type(cluster.accelerator).set_accelerator_limit(1)
     for key, value in cluster.node_selector.items():
         kubernetes.add_node_selector(task, key, value)
     for one in cluster.tolerations:

@@ -40,7 +40,7 @@ def run_pair(
     # The stages are installed here: a task needs no virtual environment of its own.
     runner = runner or local.SubprocessRunner(use_venv=False)
     local.init(runner, pipeline_root=str(root))
-    build(dataset, attack, numbers, image)()
+    build(dataset, attack, numbers, image, shared=False)()  # this machine is the task's own
     written = [file.read_bytes() for file in sorted(root.rglob("out/metrics.json"))]
     return {json.loads(content)["defense"]: content for content in written}
 

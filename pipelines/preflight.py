@@ -337,28 +337,28 @@ def _nodes(asked: Asked, cluster: Cluster) -> Finding:
 
 
 def _accelerators(asked: Asked, cluster: Cluster) -> Finding:
-    kind, count, wanted = cluster.accelerator, cluster.accelerators, cluster.node_selector
+    kind, wanted = cluster.accelerator, cluster.node_selector
     if kind is None:
         return Finding("accelerators", OK, "none asked for")
     nodes = asked.nodes
     selected = [n for n in nodes if wanted.items() <= (n.metadata.labels or {}).items()]
     tolerated = [node for node in selected if _schedulable(node, cluster, heavy=True)]
-    enough = [n for n in tolerated if int((n.status.allocatable or {}).get(kind, 0)) >= count]
-    fit = [node for node in enough if _holds(node, cluster.heavy)]
+    having = [n for n in tolerated if int((n.status.allocatable or {}).get(kind, 0))]
+    fit = [node for node in having if _holds(node, cluster.heavy)]
+    share = f"{cluster.heavy.cpu} CPU, {cluster.heavy.memory}"
     steps = (
         (selected, f"has the labels {wanted}", "set cluster.node_selector"),
         (tolerated, "is ready and free of taints that are not tolerated", "cluster.tolerations"),
-        (enough, f"has {count} {kind} to allocate", "install the device plugin, or lower"
-                                                    " cluster.accelerators"),
-        (fit, f"has {cluster.heavy.cpu} CPU, {cluster.heavy.memory} besides", "lower"
-                                                                             " cluster.heavy"),
+        (having, f"has a {kind} to allocate", "install the device plugin, or set"
+                                              " cluster.accelerator"),
+        (fit, f"has {share} besides", "lower cluster.heavy"),
     )  # fmt: skip
     before = nodes
     for left, what, remedy in steps:
         if not left:
             return Finding("accelerators", FAIL, f"of {len(before)} nodes none {what}", remedy)
         before = left
-    return Finding("accelerators", OK, f"{len(fit)} of {len(nodes)} nodes have {count} {kind}")
+    return Finding("accelerators", OK, f"{len(fit)} of {len(nodes)} nodes have a {kind}")
 
 
 def _schedulable(node: Any, cluster: Cluster, *, heavy: bool) -> bool:

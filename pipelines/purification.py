@@ -22,16 +22,23 @@ from components.promote import promote
 from components.purify import purify
 from components.report_status import report_status
 from components.train import train_reference, train_victim
-from pipelines.cluster import Cluster, place, place_raw
+from pipelines.cluster import Cluster, hold_to_share, place, place_raw
 
 
 def build(
-    dataset: str, attack: str, numbers: Mapping[str, Any], image: str, revision: str | None = None
+    dataset: str,
+    attack: str,
+    numbers: Mapping[str, Any],
+    image: str,
+    revision: str | None = None,
+    *,
+    shared: bool = True,
 ) -> Any:
     """The pipeline of one pair, with the numbers of params.yaml as defaults.
 
     Args:
         image: of every task. revision: git's, of `cluster.raw.repository` where there is one.
+        shared: nodes are shared, so a task keeps to the cores that it asks for.
     """
     grid, cluster = numbers["grid"], Cluster.of(numbers["cluster"])
     tracked = {"repository": cluster.raw.repository, "revision": revision}
@@ -55,6 +62,8 @@ def build(
         gate: dict = asked,
     ):
         def placed(task: dsl.PipelineTask, name: str, *, heavy: bool = False) -> Any:
+            if shared:
+                hold_to_share(task, cluster, heavy=heavy)
             return place(task.set_display_name(name), cluster, image, heavy=heavy).outputs
 
         end = report_status(pair=f"{dataset} {attack}")
@@ -70,7 +79,9 @@ def build(
                 heavy=True,
             )
             poisoned = placed(
-                poison(train=data["train"], attack=attack, options=attack_options), "poison"
+                poison(train=data["train"], attack=attack, options=attack_options),
+                "poison",
+                heavy=True,  # some attacks train a surrogate
             )
             victim = placed(
                 train_victim(
@@ -101,6 +112,7 @@ def build(
                         thresholds=thresholds,
                     ),
                     f"evaluate {defense}",
+                    heavy=True,  # three networks on the whole test split, twice
                 )
                 if defense in grid["promote"]:
                     looked = placed(

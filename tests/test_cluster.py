@@ -14,7 +14,8 @@ from pipelines.cluster import RAW_ENVIRONMENT, Cluster, Toleration
 from pipelines.compile import compile_pair
 from pipelines.image import DIRTY, image_of
 
-HEAVY = {"train-reference", "train-victim", "purify", "purify-2", "purify-3", "inspect"}
+HEAVY = {"train-reference", "poison", "train-victim", "inspect"}
+HEAVY |= {f"{stage}{number}" for stage in ("purify", "evaluate") for number in ("", "-2", "-3")}
 GPU = {
     "namespace": "ml",
     "service_account": "runner",
@@ -23,7 +24,7 @@ GPU = {
     "image_pull_secret": "registry",
     "raw": {"repository": None, "secret": None, "claim": None},
     "accelerator": "nvidia.com/gpu",
-    "accelerators": 2,
+    "accelerators": 1,
     "node_selector": {"nvidia.com/gpu.product": "NVIDIA-L4"},
     "tolerations": [
         {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},
@@ -57,7 +58,7 @@ def test_heavy_tasks_ask_for_the_accelerator_and_its_nodes(numbers, tmp_path):
         if name in HEAVY:
             accelerator = resources["accelerator"]
             assert accelerator["resourceType"] == "nvidia.com/gpu"
-            assert accelerator["resourceCount"] == "2"
+            assert accelerator["resourceCount"] == "1"
             assert node["nodeSelector"]["labels"] == {"nvidia.com/gpu.product": "NVIDIA-L4"}
             given = [
                 {key: one[key] for key in ("key", "operator", "value", "effect") if key in one}
@@ -81,12 +82,26 @@ def test_every_task_asks_for_its_share_of_a_node_and_of_time(numbers, tmp_path):
         cpu, memory, seconds = (8.0, 32.0, 23400) if name in HEAVY else (1.0, 4.0, 3600)
         assert container["resources"]["cpuRequest"] == cpu
         assert container["resources"]["memoryRequest"] == memory
+        assert container["resources"]["memoryLimit"] == memory
+        assert "cpuLimit" not in container["resources"]  # an idle node's cores may be used
         assert kubernetes[name]["activeDeadlineSeconds"] == str(seconds)
-        mounted = kubernetes[name].get("emptyDirMounts", [])
+        mounted = kubernetes[name]["emptyDirMounts"]
+        assert "/tmp" in {one["mountPath"] for one in mounted}
         shared = [one for one in mounted if one.get("medium")]
         assert [(one["mountPath"], one["medium"], one["sizeLimit"]) for one in shared] == (
             [("/dev/shm", "Memory", "4Gi")] if name in HEAVY else []
         )
+
+
+@pytest.mark.parametrize(
+    ("cpu", "threads"), [("8", "8"), ("2.5", "2"), ("500m", "1"), ("3500m", "3")]
+)
+def test_a_task_has_as_many_threads_as_it_asks_for_cores(numbers, tmp_path, cpu, threads):
+    cluster = {**GPU, "heavy": {**GPU["heavy"], "cpu": cpu}}
+    for name, container in compiled(numbers, cluster, tmp_path)[1].items():
+        given = {one["name"]: one["value"] for one in container["env"]}
+        wanted = threads if name in HEAVY else "1"
+        assert given == {"NGF_CPUS": wanted, "OMP_NUM_THREADS": wanted}, name
 
 
 @pytest.mark.slow
@@ -129,7 +144,7 @@ def test_credentials_come_from_the_secrets_named_there_and_from_nowhere_else(num
             ("token", "MLFLOW_TRACKING_TOKEN", True),
         }
         assert [one["secretName"] for one in node["imagePullSecret"]] == ["registry"]
-        assert "env" not in containers[name]
+        assert {one["name"] for one in containers[name]["env"]} == {"NGF_CPUS", "OMP_NUM_THREADS"}
     plain = compiled(numbers, {**GPU, "image_pull_secret": None}, tmp_path)[2]
     assert not any("imagePullSecret" in node for node in plain.values())
 
@@ -193,10 +208,10 @@ def test_raw_images_lie_in_an_empty_folder_a_claim_or_are_pulled_at_the_revision
         return kubernetes["prepare"], given
 
     node, given = prepared()
-    assert [one["mountPath"] for one in node["emptyDirMounts"]] == ["/work/data"]
+    assert [one["mountPath"] for one in node["emptyDirMounts"]] == ["/work/data", "/tmp"]
     assert given == {}
     node, given = prepared(claim="images")
-    assert "emptyDirMounts" not in node
+    assert [one["mountPath"] for one in node["emptyDirMounts"]] == ["/tmp"]
     (mount,) = node["pvcMount"]
     assert mount["mountPath"] == "/work/data"
     assert mount["pvcNameParameter"]["runtimeValue"]["constant"] == "images"
@@ -217,7 +232,9 @@ def test_without_a_secret_tasks_get_no_address_of_mlflow(numbers, tmp_path):
     ("change", "said"),
     [
         ({"gpu": 1}, "cluster: unknown key 'gpu'"),
-        ({"accelerators": 0}, "cluster.accelerators must be at least 1, got 0"),
+        ({"accelerators": 0}, "cluster.accelerators must be 1, got 0"),
+        ({"accelerators": 2}, "cluster.accelerators must be 1, got 2: a task is one process"),
+        ({"light": {**GPU["light"], "cpu": "two"}}, "cluster.light.cpu: 'two' is no number"),
         ({"light": {"cpu": "1"}}, "cluster.light: missing key 'memory'"),
         ({"node_selector": {"gpu": True}}, "cluster.node_selector.gpu: True is not str: quote it"),
         ({"tolerations": [{"operator": "In"}]}, "unknown toleration_operator 'In'"),

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import numpy as np
 
+from ngf.cores import cores
 from ngf.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Images(Protocol):
 @functools.cache
 def readers() -> ThreadPoolExecutor:
     """Threads that decode: Pillow lets go of Python's lock while it does."""
-    return ThreadPoolExecutor(os.cpu_count(), "decode")
+    return ThreadPoolExecutor(cores(), "decode")
 
 
 # Kinds ----------------------------------------------------------------------------------------

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 from ngf import params
+from ngf.cores import cores
 
 Needs = Mapping[str, Collection[str]]  # of each job, the jobs before it; in the order of preference
 
@@ -22,9 +22,7 @@ class Done(NamedTuple):
 def threads_each(at_once: int) -> int:
     """CPU threads of a job, so that all together have as many as there are cores."""
     params.at_least(1, jobs=at_once)
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return max(1, cores // at_once)
+    return max(1, cores() // at_once)
 
 
 def run(needs: Needs, do: Callable[[str], bool], at_once: int) -> Iterator[Done]:

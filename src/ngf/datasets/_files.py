@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from ngf import images
+from ngf.cores import cores
 from ngf.errors import InputError
 from ngf.progress import track
 
@@ -102,7 +102,7 @@ def _hands(work: Callable[[int], T], count: int) -> Iterator[Callable[[range], I
     if count <= AT_ONCE or sys.platform != "linux":
         yield lambda rows: images.readers().map(work, rows)
         return
-    with multiprocessing.get_context("fork").Pool(os.cpu_count(), _learn, (work,)) as pool:
+    with multiprocessing.get_context("fork").Pool(cores(), _learn, (work,)) as pool:
         yield lambda rows: pool.map(_do, rows, TASK)
 
 
