@@ -46,7 +46,9 @@ def build(
     asked = {key: most for key, most in numbers["promote"].items() if most is not None}
 
     @dsl.pipeline(
-        name=f"ngf-{dataset}-{attack}".replace("_", "-"),
+        # Kubeflow looks for what it has done among pipelines of one name alone: by the data set's,
+        # its pairs share the splits and the reference.
+        name=f"ngf-{dataset}".replace("_", "-"),
         display_name=f"Purify {dataset} from {attack}",
         description=f"Train a {attack} victim on {dataset}, purify it, measure and promote it.",
     )

@@ -27,6 +27,7 @@ LOG_LINES = 20
 HEALTH_TIMEOUT_S = 30.0
 ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 DONE = "SUCCEEDED"
+REFERENCE = ("reference", "train-reference")  # the task, by its name in the UI or its component's
 CRON_FIELDS = 6  # Kubeflow's begins with the seconds
 
 
@@ -114,6 +115,12 @@ class Board:
         if not answer.getheader("Content-Type", "").startswith("application/json"):
             raise self.login.refused(self.endpoint)
 
+    def has_reference(self, run: Any) -> bool:
+        """Whether the run has trained its reference, or found it in Kubeflow's cache."""
+        details = self.client.get_run(run.run_id).run_details
+        tasks = (details.task_details if details else None) or ()
+        return any(task.display_name in REFERENCE and task.state == DONE for task in tasks)
+
     def start(self, package: Package) -> None:
         self.client.create_run_from_pipeline_package(
             str(package.path),
@@ -166,8 +173,11 @@ def submit(
 ) -> dict[str, str]:
     """Start what has not succeeded and is not under way. {name: state} at the end.
 
+    It stays until the last is started: a data set's pairs wait for the first one's reference, and
+    all for `at_once`.
+
     Args:
-        at_once: runs under way at the same time, at most; then it stays until the last is started.
+        at_once: runs under way at the same time, at most.
         wait: stay until all have ended. pause: seconds between two looks.
         show: is told the states after each look. patience: with a Kubeflow that does not answer.
 
@@ -208,12 +218,39 @@ def _look(
     left[:] = [p for p in left if states[p.name] in ("", "FAILED", "CANCELED", "SKIPPED")]
     active = sum(state not in ("", *ENDED) for state in states.values())
     room = len(left) if at_once is None else max(0, at_once - active)
-    for package in left[:room]:
+    for package in _free(board, wanted, left, runs, states)[:room]:
         board.start(package)
         started.add(package.name)
         left.remove(package)
         states[package.name] = "PENDING"
     return states
+
+
+def _free(
+    board: Board,
+    wanted: Sequence[Package],
+    left: Sequence[Package],
+    runs: Mapping[str, Any],
+    states: Mapping[str, str],
+) -> list[Package]:
+    """Those of `left` that may start: one at a time of a data set that has no reference yet.
+
+    Its pairs ask for the same reference. Kubeflow's cache has it once a run has trained it; until
+    then each of them would.
+    """
+    begun = [package for package in wanted if states[package.name]]
+    busy = {package.dataset for package in begun if states[package.name] not in ENDED}
+    asked = {package.dataset for package in left}
+    ready = {package.dataset for package in begun if states[package.name] == DONE}
+    for package in begun:
+        if package.dataset in asked - ready and package.name in runs:
+            ready |= {package.dataset} if board.has_reference(runs[package.name]) else set()
+    free = []
+    for package in left:
+        if package.dataset in ready or package.dataset not in busy:
+            free.append(package)
+            busy.add(package.dataset)
+    return free
 
 
 def _state(name: str, runs: Mapping[str, Any], started: set[str]) -> str:

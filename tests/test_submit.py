@@ -21,7 +21,7 @@ from ngf.errors import InputError
 from pipelines.cluster import Cluster
 from pipelines.login import KubeflowError, Login
 from pipelines.patience import Patience
-from pipelines.submit import Board, failures, packages, pod_log, submit
+from pipelines.submit import DONE, Board, failures, packages, pod_log, submit
 
 API = "/apis/v2beta1"
 CUT = object()
@@ -161,7 +161,7 @@ def test_a_run_carries_its_pipeline_its_account_and_its_experiment(server, grid)
     assert run["service_account"] == "runner"
     assert run["experiment_id"] == "e-0"
     assert server.experiments[0]["display_name"] == "ngf"
-    assert run["pipeline_spec"]["pipeline_spec"]["pipelineInfo"]["name"] == "ngf-signs-benign"
+    assert run["pipeline_spec"]["pipeline_spec"]["pipelineInfo"]["name"] == "ngf-signs"
     assert "platforms" in run["pipeline_spec"]["platform_spec"]
 
 
@@ -211,6 +211,62 @@ def test_no_more_than_so_many_are_under_way(server, grid, at_once):
     assert server.most == at_once
     assert sorted(names(server)) == sorted(package.name for package in grid)
     assert {"", "PENDING", "RUNNING", "SUCCEEDED"} == {s for look in seen for s in look.values()}
+
+
+def task(state, name="reference"):
+    return {"run_details": {"task_details": [{"display_name": name, "state": state}]}}
+
+
+@pytest.fixture
+def looks(server):
+    """How many runs there were after each look; what a look does: {look: [(run's name, task)]}."""
+    happens, seen = {}, []
+
+    def look(states):
+        for name, details in happens.get(len(seen), ()):
+            next(run for run in server.runs if run["display_name"] == name).update(details)
+        seen.append(len(server.runs))
+
+    return happens, seen, look
+
+
+@pytest.mark.parametrize("name", ["reference", "train-reference"])
+def test_pairs_of_a_data_set_wait_for_the_first_ones_reference(server, grid, looks, name):
+    happens, seen, look = looks
+    happens |= {1: [(grid[0].name, task("RUNNING", name))], 3: [(grid[0].name, task(DONE, name))]}
+    states = submit(board(server), grid, pause=0, show=look)
+    assert seen == [1, 1, 1, 1, 3]
+    assert set(states.values()) == {"PENDING"}
+
+
+def test_another_task_that_has_succeeded_is_no_reference(server, grid, looks):
+    happens, seen, look = looks
+    happens |= {0: [(grid[0].name, task(DONE, "prepare"))], 2: [(grid[0].name, task(DONE))]}
+    submit(board(server), grid, pause=0, show=look)
+    assert seen == [1, 1, 1, 3]
+
+
+def test_where_the_first_ends_without_a_reference_the_next_is_first(server, grid, looks):
+    happens, seen, look = looks
+    happens |= {0: [(grid[0].name, {"state": "FAILED"})], 2: [(grid[1].name, task(DONE))]}
+    submit(board(server), grid, pause=0, show=look)
+    assert seen == [1, 2, 2, 3]
+    assert names(server) == [package.name for package in grid]
+
+
+def test_a_run_that_failed_after_its_reference_holds_nobody_back(server, grid):
+    server.add(grid[0].name, "FAILED", **task(DONE))
+    submit(board(server), grid, pause=0)
+    assert len(server.runs) == 1 + len(grid)
+
+
+def test_data_sets_do_not_wait_for_each_other(server, grid, tmp_path, looks):
+    numbers = {**params.read(ROOT / "params.yaml"), "cluster": copy.deepcopy(GPU)}
+    other = packages(numbers, "cifar10", "badnets", tmp_path)
+    happens, seen, look = looks
+    happens |= {0: [(grid[0].name, task(DONE))]}
+    submit(board(server), [*grid, *other], pause=0, show=look)
+    assert seen == [2, 4]
 
 
 @pytest.fixture
