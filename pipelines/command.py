@@ -14,7 +14,6 @@ from pipelines.login import KubeflowError
 from pipelines.patience import told
 from pipelines.submit import (
     DONE,
-    EXPERIMENT,
     Board,
     Package,
     failures,
@@ -63,8 +62,8 @@ def kubeflow_in_one_line() -> Iterator[None]:
 
 @kubeflow_in_one_line()
 def cancel(numbers: params.Settings, endpoint: str, name: str) -> None:
-    Board(endpoint, Cluster.of(numbers["cluster"])).cancel(name)
-    print(f"{name}: asked to end")
+    for line in Board(endpoint, Cluster.of(numbers["cluster"])).cancel(name):
+        print(line)
 
 
 @kubeflow_in_one_line()
@@ -84,8 +83,7 @@ def submitted(
     board = Board(endpoint, cluster)
     if every is not None:
         for package in wanted:
-            board.repeat(package, every)
-            print(f"{package.name}: every {every}, in experiment {EXPERIMENT}")
+            print(board.repeat(package, every))
         return True
     table = Table()
     with table:

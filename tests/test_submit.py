@@ -78,11 +78,9 @@ class Handler(BaseHTTPRequestHandler):
             if server.instead:
                 return self.something_else(server.instead.pop(0))
             server.move_on()
-            newest = server.runs[::-1]
-            start = int(asked.get("page_token", ["0"])[0] or 0)
-            more = start + server.page < len(newest)
-            token = {"next_page_token": str(start + server.page)} if more else {}
-            return self.answer({"runs": newest[start : start + server.page], **token})
+            return self.answer(self.page("runs", server.runs[::-1], asked))
+        if path == "/recurringruns":
+            return self.answer(self.page("recurringRuns", server.recurring, asked))
         if found := re.fullmatch("/runs/(.*)", path):
             return self.answer(next(r for r in server.runs if r["run_id"] == found[1]))
         if path == "/api/v1/namespaces/ml/pods/pod-7/log":
@@ -104,12 +102,23 @@ class Handler(BaseHTTPRequestHandler):
                 return self.something_else(CUT)
             return self.answer(run)
         if path == "/recurringruns":
-            server.recurring.append(body)
-            return self.answer({**body, "recurring_run_id": "r-0"})
+            server.recurring.append({**body, "recurring_run_id": f"r-{len(server.recurring)}"})
+            return self.answer(server.recurring[-1])
         if found := re.fullmatch("/runs/(.*):terminate", path):
             next(r for r in server.runs if r["run_id"] == found[1])["state"] = "CANCELING"
             return self.answer({})
         return self.answer({"message": f"{path} not found"}, 404)
+
+    def do_DELETE(self):
+        found = re.fullmatch(f"{API}/recurringruns/(.*)", self.path)
+        kept = [one for one in self.server.recurring if one["recurring_run_id"] != found[1]]
+        self.server.recurring[:] = kept
+        return self.answer({})
+
+    def page(self, name, rows, asked):
+        start, size = int(asked.get("page_token", ["0"])[0] or 0), self.server.page
+        token = {"next_page_token": str(start + size)} if start + size < len(rows) else {}
+        return {name: rows[start : start + size], **token}
 
     def something_else(self, what):
         if what is CUT:
@@ -308,13 +317,42 @@ def test_a_run_that_fails_is_not_started_twice_and_says_why(server, grid, kubern
     assert failures(here, states, pod_log(None, "ml")) == [f"{grid[0].name}: no such image"]
 
 
-def test_recurring_runs(server, grid):
-    board(server).repeat(grid[0], "0 0 3 * * *")
+def test_recurring_runs_compute_everything_each_time(server, grid):
+    said = board(server).repeat(grid[0], "0 0 3 * * *")
+    assert said == "signs benign: every 0 0 3 * * *, in experiment ngf"
     (body,) = server.recurring
     assert body["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * *"
-    assert body["display_name"] == grid[0].name
+    assert body["display_name"] == "signs benign"
+    assert body["service_account"] == "runner"
+    assert "platforms" in body["pipeline_spec"]["platform_spec"]
+    components = body["pipeline_spec"]["pipeline_spec"]["components"]
+    tasks = components["comp-exit-handler-1"]["dag"]["tasks"]
+    assert {"prepare", "train-victim"} < set(tasks)
+    assert not any(task.get("cachingOptions", {}).get("enableCache") for task in tasks.values())
     with pytest.raises(InputError, match="six fields, seconds first"):
         board(server).repeat(grid[0], "0 3 * * *")
+
+
+def test_a_pair_has_one_schedule(server, grid):
+    server.page = 1
+    here = board(server)
+    for package in grid:
+        here.repeat(package, "0 0 3 * * *")
+    for package in grid:
+        said = here.repeat(package, "0 0 4 * * *")
+        assert said.endswith(f"there already, every 0 0 3 * * *; --cancel 'signs {package.attack}' "
+                             "ends it")  # fmt: skip
+    assert len(server.recurring) == len(grid)
+
+
+def test_a_schedule_can_be_cancelled(server, grid):
+    here = board(server)
+    here.repeat(grid[0], "0 0 3 * * *")
+    here.repeat(grid[1], "0 0 3 * * *")
+    with pytest.raises(InputError, match=r"there is signs benign \(a schedule\), signs "):
+        here.cancel("another")
+    assert here.cancel("signs benign") == ["signs benign: its schedule is deleted"]
+    assert [one["display_name"] for one in server.recurring] == [f"signs {grid[1].attack}"]
 
 
 def test_a_run_under_way_can_be_cancelled(server):
@@ -322,7 +360,7 @@ def test_a_run_under_way_can_be_cancelled(server):
     server.add("two", "RUNNING")
     with pytest.raises(InputError, match="no run 'one' is under way: there is two"):
         board(server).cancel("one")
-    board(server).cancel("two")
+    assert board(server).cancel("two") == ["two: asked to end"]
     assert [run["state"] for run in server.runs] == ["SUCCEEDED", "CANCELING"]
 
 

@@ -454,7 +454,7 @@ def submit(
     pause: Annotated[float, typer.Option(help="Seconds between two looks.")] = 10.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Compile, and say no more.")] = False,
     every: Annotated[str | None, typer.Option(help="Recurring: '0 0 3 * * *'.")] = None,
-    cancel: Annotated[str | None, typer.Option(help="End this run, by name or id.")] = None,
+    cancel: Annotated[str | None, typer.Option(help="End this run or schedule.")] = None,
     check: Annotated[bool, typer.Option("--preflight/--no-preflight")] = True,
     context: Annotated[str | None, typer.Option(help="Of the kubeconfig.")] = None,
     out: Annotated[Path, typer.Option(help="Where packages are written.")] = Path(
