@@ -65,11 +65,20 @@ image:  ## build the image of the components; TARGET=cpu leaves CUDA out
 image-name:  ## print its name
 	@echo $(IMAGE)
 
+# What was pushed, as whoever pushed it says: an image on this machine may have other digests too.
+PUSHED := build/pushed-digest
+ifneq (,$(findstring podman,$(ENGINE)))
+PUSH = $(ENGINE) push --digestfile $(PUSHED) $(IMAGE)
+else
+PUSH = $(ENGINE) push $(IMAGE) | tee /dev/stderr | sed -n 's/.*digest: \(sha256:[0-9a-f]*\).*/\1/p' > $(PUSHED)
+endif
+
 image-push:  ## push it to REGISTRY, and print what NGF_IMAGE must be
 	@case "$(REVISION)" in *-dirty) echo "commit first: the name would not say what is in it" >&2; exit 2;; esac
-	$(ENGINE) push $(IMAGE)
-	@$(ENGINE) inspect --format '{{range .RepoDigests}}{{println .}}{{end}}' $(IMAGE) \
-	    | grep '^$(REGISTRY)/ngf-python@' | sed -n '1s/^/export NGF_IMAGE=/p'
+	@mkdir -p build && rm -f $(PUSHED)
+	$(PUSH)
+	@grep -qs '^sha256:[0-9a-f]\{64\}' $(PUSHED) || { echo "$(ENGINE) named no digest of $(IMAGE)" >&2; exit 1; }
+	@echo "export NGF_IMAGE=$(REGISTRY)/ngf-python@$$(cat $(PUSHED))"
 
 compile: install  ## write one Kubeflow package a dataset-attack pair
 	python -m pipelines.compile

@@ -13,16 +13,17 @@ from pipelines.cluster import Cluster
 
 ROOT = Path(__file__).parents[1]
 DIRTY = "-dirty"
-# A digest, or a tag that ends in a git revision: Kubeflow caches on the name, so what the name
-# stands for must not change.
-PINNED = re.compile(r".+(@sha256:[0-9a-f]{64}|:[\w.-]*[0-9a-f]{7,40}(-dirty)?)")
+# A digest, a tag as the Makefile writes it, or one that ends in a whole git hash: Kubeflow caches
+# on the name, so what it stands for must not change. A date or a few digits are no revision.
+OF_MAKE = rf"\d[\w.]*-(cpu|cuda)-[0-9a-f]{{12,40}}({DIRTY})?"
+PINNED = re.compile(rf".+(@sha256:[0-9a-f]{{64}}|:({OF_MAKE}|([\w.-]*-)?[0-9a-f]{{40}}))")
 
 
 def image_of(cluster: Cluster) -> str:
     """cluster.image, else NGF_IMAGE, else what `make image` calls this checkout's.
 
     Raises:
-        InputError: neither digest nor revision in it; or nothing says which, and there is no git.
+        InputError: what it stands for may change; or nothing says which, and there is no git.
     """
     given = cluster.image or os.environ.get("NGF_IMAGE")
     if given is None:
@@ -33,7 +34,8 @@ def image_of(cluster: Cluster) -> str:
     if not PINNED.fullmatch(given):
         raise InputError(
             f"image '{given}' may change under its name, and Kubeflow caches on the name: give a "
-            "digest, which `make image-push` prints, or a tag that ends in a git revision"
+            "digest, which `make image-push` prints, a tag as `make image` writes it, or one that "
+            "ends in a whole git hash"
         )
     return given
 

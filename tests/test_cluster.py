@@ -212,10 +212,30 @@ def test_the_image_of_a_checkout_is_called_after_its_revision(monkeypatch):
     assert said.stdout.strip() == cpu, said.stderr
 
 
-@pytest.mark.parametrize("image", ["ngf-python", "r/ngf-python:latest", "r:5000/ngf-python:0.1.0"])
+@pytest.mark.parametrize(
+    "image",
+    [
+        "ngf-python",
+        "r/ngf-python:latest",
+        "r:5000/ngf-python:0.1.0",
+        "r/ngf-python:20261201",
+        "r/ngf-python:prod-0000000",
+        "r/ngf-python:202612011530",
+        "r/ngf-python:0.1.0-cpu-0123456",
+        "r/ngf-python@sha256:0a0a",
+    ],
+)
 def test_an_image_that_may_change_under_its_name_is_refused(image):
     with pytest.raises(InputError, match="may change under its name"):
         image_of(Cluster.of({**GPU, "image": image}))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["@sha256:" + "0a" * 32, ":0.1.0-cuda-0123456789ab", ":" + "0a" * 20, ":main-" + "0a" * 20],
+)
+def test_an_image_that_is_pinned_is_taken(name):
+    assert image_of(Cluster.of({**GPU, "image": f"r:5000/ngf-python{name}"})).endswith(name)
 
 
 def test_raw_images_lie_in_an_empty_folder_a_claim_or_are_pulled_at_the_revision(numbers, tmp_path):
