@@ -22,7 +22,7 @@ from pipelines.cluster import (
     Cluster,
     Resources,
 )
-from pipelines.image import DIRTY, image_of
+from pipelines.image import DIRTY, image_of, revision
 from pipelines.login import DENIED, KubeflowError, Login, health, short
 from pipelines.web import get
 
@@ -251,7 +251,7 @@ def _raw(asked: Asked, cluster: Cluster) -> Finding:
         return Finding("raw images", OK, "drawn, or downloaded by the tasks")
     shown = without_passwords(raw.repository)
     if raw.secret is None:
-        return Finding("raw images", OK, f"pulled by DVC from {shown}, without credentials")
+        return _pulled(f"{shown}, without credentials")
     keys = " ".join(f"--from-literal={key}=..." for key in RAW_ENVIRONMENT)
     found = _exists(
         "raw images",
@@ -262,7 +262,19 @@ def _raw(asked: Asked, cluster: Cluster) -> Finding:
     if isinstance(found, Finding):
         return found
     held = ", ".join(key for key in RAW_ENVIRONMENT if (found.data or {}).get(key)) or "nothing"
-    return Finding("raw images", OK, f"pulled by DVC from {shown}; {raw.secret} has {held}")
+    return _pulled(f"{shown}; {raw.secret} has {held}")
+
+
+def _pulled(what: str) -> Finding:
+    """From there by DVC, at the commit that is checked out here."""
+    try:
+        commit = revision("cluster.raw.repository")
+    except InputError as error:
+        return Finding("raw images", FAIL, str(error))
+    if commit.endswith(DIRTY):
+        text = f"pulled by DVC from {what}; at {commit[:12]}, without what is not committed here"
+        return Finding("raw images", WARN, text, "commit and push what tells of images")
+    return Finding("raw images", OK, f"pulled by DVC from {what}")
 
 
 def _secret(asked: Asked, cluster: Cluster) -> Finding:
@@ -323,7 +335,7 @@ def _artifacts(asked: Asked, cluster: Cluster) -> Finding:
     root = None if isinstance(found, Finding) else (found.data or {}).get("defaultPipelineRoot")
     if root is None:
         text = "kfp-launcher names no defaultPipelineRoot: Kubeflow's own store is used"
-        return Finding("artifact store", WARN, text, "see docs/cluster.md for one of your own")
+        return Finding("artifact store", WARN, text, "docs/cluster.md, Artifacts, if not wanted")
     return Finding("artifact store", OK, root)
 
 

@@ -42,8 +42,7 @@ def build(
     """
     grid, cluster = numbers["grid"], Cluster.of(numbers["cluster"])
     tracked = {"repository": cluster.raw.repository, "revision": revision}
-    # A parameter of Kubeflow holds no null: a threshold that nobody asks for is left out.
-    asked = {key: most for key, most in numbers["promote"].items() if most is not None}
+    numbers = without_nulls(numbers)
 
     @dsl.pipeline(
         # Kubeflow looks for what it has done among pipelines of one name alone: by the data set's,
@@ -61,7 +60,7 @@ def build(
         safeguards: dict = numbers["purify"],
         thresholds: dict = numbers["evaluate"],
         plan: dict = numbers["inspect"],
-        gate: dict = asked,
+        gate: dict = numbers["promote"],
     ):
         def placed(task: dsl.PipelineTask, name: str, *, heavy: bool = False) -> Any:
             if shared:
@@ -140,3 +139,12 @@ def build(
                     placed(task, f"promote {defense}")
 
     return purification
+
+
+def without_nulls(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter of Kubeflow holds no null: what is null is left out, which says the same."""
+    return {
+        key: without_nulls(value) if isinstance(value, Mapping) else value
+        for key, value in section.items()
+        if value is not None
+    }

@@ -125,6 +125,18 @@ def test_both_spellings_hold_the_same_graph(dataset, attack, numbers, tmp_path):
             assert twin["settings"][key] == asked, task
 
 
+def test_what_is_null_is_left_out_wherever_it_stands(numbers, tmp_path):
+    import copy
+
+    changed = copy.deepcopy(numbers)
+    changed["train"]["signs"]["start"] = None
+    changed["train"]["signs"]["model"]["small_stem"] = None
+    changed["attacks"]["badnets"]["release"] = None
+    changed["defenses"]["ngf"]["chunk"] = None
+    found = kfp_graph("signs", "badnets", changed, tmp_path)
+    assert found == kfp_graph("signs", "badnets", numbers, tmp_path)
+
+
 @pytest.mark.parametrize(("dataset", "attack"), PAIRS)
 def test_purify_sees_neither_attack_nor_trigger_nor_training_nor_test(
     dataset, attack, numbers, tmp_path

@@ -195,7 +195,8 @@ def test_a_claim_of_raw_images(server):
     assert "no answer" in findings(server, timeout=0.2, raw=RAW)["raw images"].text
 
 
-def test_a_repository_of_raw_images_and_its_secret(server):
+def test_a_repository_of_raw_images_and_its_secret(server, monkeypatch):
+    monkeypatch.setattr("pipelines.preflight.revision", lambda what: "0a" * 20)
     raw = {"repository": "https://me:word@git.example.org/ngf", "secret": "keys", "claim": None}
     found = findings(server, raw=raw)["raw images"]
     assert (found.state, found.text[:26]) == ("fail", "there is no secret keys in")
@@ -205,6 +206,10 @@ def test_a_repository_of_raw_images_and_its_secret(server):
     assert found.state == "ok"
     assert found.text == "pulled by DVC from https://git.example.org/ngf; keys has git-token"
     assert findings(server, raw={**raw, "secret": None})["raw images"].state == "ok"
+    monkeypatch.setattr("pipelines.preflight.revision", lambda what: "0a" * 20 + "-dirty")
+    found = findings(server, raw=raw)["raw images"]
+    assert found.state == "warn"
+    assert found.text.endswith("at 0a0a0a0a0a0a, without what is not committed here")
 
 
 def test_the_image_is_pinned_clean_and_where_nodes_find_it(server):
