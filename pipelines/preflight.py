@@ -23,6 +23,7 @@ from pipelines.cluster import (
     Resources,
 )
 from pipelines.image import DIRTY, image_of, revision
+from pipelines.kube import connect
 from pipelines.login import DENIED, KubeflowError, Login, health, short
 from pipelines.web import get
 
@@ -59,18 +60,14 @@ class Asked:
     """Kubernetes' APIs, each question with a time limit."""
 
     def __init__(self, context: str | None, timeout: float) -> None:
-        from kubernetes import client, config
+        from kubernetes import client
         from kubernetes.config.config_exception import ConfigException
 
-        settings = client.Configuration()
-        settings.retries = False  # or each question takes its time limit four times
         try:
-            self.api = config.new_client_from_config(
-                context=context, persist_config=False, client_configuration=settings
-            )
+            self.api = connect(context)
         except ConfigException as error:
             raise InputError(f"no cluster to ask: {error}") from error
-        self.host = settings.host
+        self.host = self.api.configuration.host
         self.core = client.CoreV1Api(self.api)
         self.version = client.VersionApi(self.api)
         self.access = client.AuthorizationV1Api(self.api)

@@ -18,6 +18,7 @@ from ngf import params
 from ngf.errors import InputError
 from pipelines.cluster import Cluster
 from pipelines.compile import compile_pair
+from pipelines.kube import connect
 from pipelines.login import Login, health
 from pipelines.patience import Patience, passes
 
@@ -338,19 +339,14 @@ def pod_log(context: str | None, namespace: str, timeout: float = 10.0) -> Calla
     """A function that gives the end of a pod's log, or says why there is none."""
 
     def log(pod: str) -> str:
-        from kubernetes import client, config
+        from kubernetes import client
         from kubernetes.client.exceptions import ApiException
         from kubernetes.config.config_exception import ConfigException
         from urllib3.exceptions import HTTPError
 
-        settings = client.Configuration()
-        settings.retries = False
         try:
-            api = config.new_client_from_config(
-                context=context, persist_config=False, client_configuration=settings
-            )
             return str(
-                client.CoreV1Api(api).read_namespaced_pod_log(
+                client.CoreV1Api(connect(context)).read_namespaced_pod_log(
                     pod,
                     namespace,
                     container="main",

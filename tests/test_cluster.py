@@ -104,6 +104,20 @@ def test_a_task_has_as_many_threads_as_it_asks_for_cores(numbers, tmp_path, cpu,
         assert given == {"NGF_CPUS": wanted, "OMP_NUM_THREADS": wanted}, name
 
 
+def test_where_this_machine_runs_them_tasks_have_its_threads(numbers, tmp_path):
+    """Else a run here would have other sums than `dvc repro` beside it."""
+    from kfp import compiler
+
+    from pipelines.purification import build
+
+    out = tmp_path / "here.yaml"
+    compiler.Compiler().compile(build("signs", "badnets", numbers, "x", shared=False), str(out))
+    spec = next(yaml.safe_load_all(out.read_text()))
+    containers = [one["container"] for one in spec["deploymentSpec"]["executors"].values()]
+    assert containers
+    assert not any("env" in container for container in containers)
+
+
 @pytest.mark.slow
 def test_every_pair_compiles(numbers, tmp_path):
     for dataset in numbers["datasets"]:

@@ -451,3 +451,21 @@ def test_without_a_kubeconfig_there_is_nothing_to_ask(tmp_path, monkeypatch):
     monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
     with pytest.raises(InputError, match="no cluster to ask"):
         list(preflight(Cluster.of(copy.deepcopy(GPU))))
+
+
+def test_in_a_pod_its_service_account_asks(tmp_path, monkeypatch):
+    from kubernetes.config import incluster_config, kube_config
+
+    from pipelines.kube import connect
+
+    for name, content in (("TOKEN", "word"), ("CERT", "certificate")):
+        (tmp_path / name).write_text(content)
+        monkeypatch.setattr(incluster_config, f"SERVICE_{name}_FILENAME", str(tmp_path / name))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    settings = connect(None).configuration
+    assert settings.host == "https://10.0.0.1:443"
+    assert settings.get_api_key_with_prefix("authorization") == "bearer word"
+    with pytest.raises(InputError, match="no cluster to ask"):  # a context is a kubeconfig's
+        list(preflight(Cluster.of(copy.deepcopy(GPU)), context="other"))
