@@ -242,7 +242,7 @@ BAD = {
     "output over a stranger's folder": (
         (*PURIFY[:-3], "mine", "--report", "r.json", "--defense", "none"),
         lambda w: ((w / "mine").mkdir(), (w / "mine" / "thesis.txt").write_text("x")),
-        "--out mine is a folder of something else; name a new one",
+        "--out mine is a folder of something else: it holds thesis.txt, which was not written here",
     ),
     "output inside another": (
         ("prepare", "--dataset", "signs", "--train", "a", "--clean", "a/b", "--test", "c"),

@@ -4,13 +4,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_model
+from conftest import evaluation_of, inspection_of, tiny_model
 
 from ngf import store
 from ngf.attacks import Poison, Trigger
 from ngf.datasets import Split
 from ngf.errors import InputError
 from ngf.images import Encoded
+from ngf.trail import Snapshot
 
 
 def test_outputs_appear_whole_or_not_at_all(tmp_path):
@@ -43,6 +44,140 @@ def test_what_a_killed_run_left_does_not_survive_the_next(tmp_path):
         partial["out"].mkdir()
     assert list(target.iterdir()) == []
     assert not left.exists()
+
+
+def test_a_folder_takes_no_files_place_and_a_file_no_folders(tmp_path, model):
+    file, folder = tmp_path / "thesis.txt", tmp_path / "model"
+    file.write_text("years of work")
+    store.save_model(folder, model)
+    with (
+        pytest.raises(InputError, match=r"thesis\.txt is a file, and would become a folder"),
+        store.whole({"out": file}) as partial,
+    ):
+        partial["out"].mkdir()
+    with (
+        pytest.raises(InputError, match="model is a folder, and would become a file"),
+        store.whole({"report": folder}) as partial,
+    ):
+        partial["report"].write_text("{}")
+    assert file.read_text() == "years of work"
+    assert (folder / "weights.safetensors").is_file()
+
+
+# What may be replaced -------------------------------------------------------------------------
+
+
+def poison_of(split) -> Poison:
+    trigger = Trigger("blend", (0,), {"noise": torch.rand(3, 4, 4)})
+    return Poison(np.array([1]), split.x_NHWC[:1], split.y_N[:1], trigger)
+
+
+def report_files(folder):
+    (folder / "plots" / "along").mkdir(parents=True)
+    rows = [{"dataset": "d", "attack": "a", "defense": "ngf", "failures": []}]
+    store.write_json(folder / "cells.json", rows)
+    for name in ("index.html", "table.md", "plots/along/d-a-ngf.json"):
+        (folder / name).write_text("[]")
+
+
+def evaluation_files(folder):
+    folder.mkdir()
+    store.write_json(folder / "metrics.json", evaluation_of())
+    (folder / "triggered.png").write_bytes(b"png")
+
+
+def model_files(folder):
+    store.save_model(folder, tiny_model())
+    store.save_trail(folder, [Snapshot(7, {"net.a": torch.zeros(1)})])
+
+
+WRITTEN = {
+    "split": lambda folder, split: store.save_split(folder, split),
+    "poison": lambda folder, split: store.save_poison(folder, poison_of(split)),
+    "trigger": lambda folder, split: store.save_trigger(folder, poison_of(split).trigger),
+    "model": lambda folder, _: model_files(folder),
+    "evaluation": lambda folder, _: evaluation_files(folder),
+    "inspection": lambda folder, _: (
+        folder.mkdir(),
+        store.write_json(folder / "curvature.json", inspection_of(0.5)),
+    ),
+    "report": lambda folder, _: report_files(folder),
+}
+
+
+def replace(folder):
+    with store.whole({"out": folder}) as partial:
+        partial["out"].mkdir()
+
+
+def held(folder):
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_what_stages_wrote_is_replaced_and_nothing_beside_it(tmp_path, split, kind):
+    folder = tmp_path / "results"
+    WRITTEN[kind](folder, split)
+    for name in ("thesis.txt", "notes/day1.md", "empty/", "trail/notes.txt", "trail/deep/000001.x"):
+        file = folder / name
+        made = [place for place in file.parents if folder in place.parents and not place.exists()]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.mkdir() if name.endswith("/") else file.write_text("years of work")
+        before = held(folder)
+        with pytest.raises(InputError, match=f"of something else: it holds {name.split('/')[0]}"):
+            replace(folder)
+        assert held(folder) == before
+        store.remove(file)
+        for place in made:
+            place.rmdir()
+    replace(folder)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.json", {"accuracy": 0.9}),
+        ("card.json", {"birthday": "today"}),
+        ("cells.json", [{"cell": 1}]),
+        ("cells.json", 3),
+        ("rows.npy", "not ours"),
+    ],
+)
+def test_a_strangers_folder_with_a_name_of_ours_stays(tmp_path, name, content):
+    store.write_json(tmp_path / name, content)
+    with pytest.raises(InputError, match=f"it holds {name}, which was not written here"):
+        replace(tmp_path)
+    assert store.read_any_json(tmp_path / name) == content
+
+
+def test_what_came_into_the_folder_meanwhile_stays(tmp_path):
+    folder = tmp_path / "results"
+
+    def write():
+        with store.whole({"out": folder}) as partial:
+            partial["out"].mkdir()
+            folder.mkdir()
+            (folder / "thesis.txt").write_text("years of work")
+
+    with pytest.raises(InputError, match=r"it holds thesis\.txt"):
+        write()
+    assert (folder / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_listed_folder_is_replaced_as_long_as_it_is_as_it_was(tmp_path):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    (folder / "net.pt").write_bytes(b"weights")
+    assert store.stranger(folder, listed=True) == "net.pt"
+    store.write_json(folder / "report.json", {store.LISTED: store.list_files(folder)})
+    assert store.stranger(folder, listed=True) == ""
+    assert store.stranger(folder, listed=False) == "net.pt"
+    (folder / "net.pt").write_bytes(b"trained further")
+    assert store.stranger(folder, listed=True) == "net.pt"
+    (folder / "net.pt").write_bytes(b"weights")
+    (folder / "a.txt").touch()
+    assert store.stranger(folder, listed=True) == "a.txt"
 
 
 def test_digest_follows_names_and_bytes(tmp_path):

@@ -16,7 +16,8 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,21 +36,34 @@ if TYPE_CHECKING:
 READ_SIZE = 1 << 20
 PART = 1 << 26
 IMAGES = ("ends.npy", "x.jpegs", "x.npy", "y.npy")  # of a split, with their labels
-SPLIT = ("dataset", "classes", "mean", "std", "flip")  # what a split's card says
-# One of them lies in every artifact folder.
-MARKS = ("card.json", "rows.npy", "metrics.json", "cells.json")
+# What cards and results say.
+SPLIT = ("dataset", "classes", "mean", "std", "flip")
+POISON = ("plan", "release", "patience")
+TRIGGER = ("attack", "wanted")
+MODEL = ("arch", "options", "classes", "mean", "std", "input_CHW")
+EVALUATION = ("dataset", "attack", "defense", "victim_failed", "model", "victim", "reference")
+LISTED = "files"  # {name: digest} of what else lies in its folder, in REPORT
+REPORT = "report.json"
 
 
 # Writing whole or not at all ------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def whole(targets: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
+def whole(targets: Mapping[str, Path], *, listed: bool = False) -> Iterator[dict[str, Path]]:
     """Temporary names beside `targets`; moved in place together when the block succeeds.
 
     A block that fails, or is killed, leaves the targets as they were.
+
+    Args:
+        listed: a folder that is there is replaced only where its report lists all that it holds
+            (`list_files`), and not for being in one of this project's formats.
+
+    Raises:
+        InputError: something would be deleted that is no output; asked before and after the block,
+            which may take long.
     """
-    _check_targets(targets)
+    _check_targets(targets, listed=listed)
     partial = {name: beside(path, "partial") for name, path in targets.items()}
     try:
         for path in partial.values():
@@ -59,6 +73,8 @@ def whole(targets: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
         raise InputError(f"cannot write {path}: {error.strerror}") from error
     try:
         yield partial
+        _check_targets(targets, listed=listed)
+        _check_kinds(targets, partial)
         for name, path in targets.items():
             remove(path)
             partial[name].rename(path)
@@ -73,7 +89,7 @@ def beside(path: Path, what: str) -> Path:
     return path.with_name(f".{name}.{what}")
 
 
-def _check_targets(targets: Mapping[str, Path]) -> None:
+def _check_targets(targets: Mapping[str, Path], *, listed: bool) -> None:
     """`InputError` where moving outputs in place would delete something that is not an output."""
     resolved = {name: path.resolve() for name, path in targets.items()}
     for name, path in resolved.items():
@@ -82,11 +98,20 @@ def _check_targets(targets: Mapping[str, Path]) -> None:
         for other, place in resolved.items():
             if other != name and path.is_relative_to(place):
                 raise InputError(f"--{name} {targets[name]} lies in --{other} {targets[other]}")
-        stranger = path.is_dir() and any(path.iterdir())
-        if stranger and not any((path / f).exists() for f in MARKS):
+        strange = stranger(path, listed=listed) if path.is_dir() else ""
+        if strange:
             raise InputError(
-                f"--{name} {targets[name]} is a folder of something else; name a new one"
+                f"--{name} {targets[name]} is a folder of something else: it holds {strange}, "
+                "which was not written here or has changed since; name a new one"
             )
+
+
+def _check_kinds(targets: Mapping[str, Path], partial: Mapping[str, Path]) -> None:
+    """A folder takes no file's place, and a file no folder's."""
+    for name, path in targets.items():
+        if path.exists() and path.is_dir() != partial[name].is_dir():
+            kinds = ("folder", "file") if path.is_dir() else ("file", "folder")
+            raise InputError(f"--{name} {path} is a {kinds[0]}, and would become a {kinds[1]}")
 
 
 def remove(path: Path) -> None:
@@ -111,6 +136,89 @@ def _digest(path: Path, files: Sequence[Path]) -> hashlib.blake2b:
             while block := stream.read(READ_SIZE):
                 total.update(block)
     return total
+
+
+# What may be replaced -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Form:
+    """A kind of folder that stages write.
+
+    mark, keys: its JSON file, and what that says. beside: patterns of all else that it may hold.
+    """
+
+    mark: str
+    keys: tuple[str, ...]
+    beside: tuple[str, ...]
+
+    def tells(self, folder: Path) -> bool:
+        """Whether the folder's JSON file is that of this kind."""
+        try:
+            content = json.loads((folder / self.mark).read_text())
+        except (OSError, ValueError):
+            return False
+        rows = content if isinstance(content, list) else [content]
+        return all(isinstance(row, dict) and row.keys() >= {*self.keys} for row in rows)
+
+    def explains(self, inside: PurePath) -> bool:
+        """Whether a path in the folder is a file of this kind, or a folder of such files."""
+        places = [PurePath(pattern) for pattern in (self.mark, *self.beside)]
+        places += [parent for place in places for parent in place.parents]
+        return any(len(p.parts) == len(inside.parts) and inside.match(str(p)) for p in places)
+
+
+FORMS = (
+    Form("card.json", SPLIT, ("x.npy", "x.jpegs", "ends.npy", "y.npy", "duplicates.json")),
+    Form(
+        "card.json",
+        POISON,
+        ("rows.npy", "x.npy", "y.npy", "trigger/tensors.safetensors", "trigger/card.json"),
+    ),
+    Form("card.json", TRIGGER, ("tensors.safetensors",)),
+    Form("card.json", MODEL, ("weights.safetensors", f"trail/{6 * '[0-9]'}.safetensors")),
+    Form("metrics.json", EVALUATION, ("confusion.json", "triggered.png")),
+    Form("curvature.json", ("test",), ("surface.json", "features.json", "movement.json")),
+    Form(
+        "cells.json",
+        ("dataset", "attack", "defense", "failures"),
+        ("index.html", "table.md", "plots/*/*.json", "plots/*/*.csv"),
+    ),
+)
+
+
+def stranger(folder: Path, *, listed: bool) -> str:
+    """The first thing in the folder that is no output of this project; empty where all of it is.
+
+    listed: only what the folder's report lists is an output, not what stages write.
+    """
+    inside = sorted(path.relative_to(folder) for path in folder.rglob("*"))
+    if listed:
+        known = _listed(folder)
+        left = [[path for path in inside if path not in known]]
+    else:
+        forms = [form for form in FORMS if form.tells(folder)]
+        left = [[path for path in inside if not form.explains(path)] for form in forms]
+    strange = min(left, key=len, default=inside)
+    return str(strange[0]) if strange else ""
+
+
+def list_files(folder: Path) -> dict[str, str]:
+    """What the folder's report says of all that lies beside it, so that it may be replaced."""
+    return {path.name: digest(path) for path in sorted(folder.iterdir()) if path.name != REPORT}
+
+
+def _listed(folder: Path) -> set[PurePath]:
+    """The files that the folder's report lists and that are as they were, and the report."""
+    try:
+        files = read_json(folder / REPORT).get(LISTED)
+    except InputError:
+        return set()
+    if not isinstance(files, dict):
+        return set()
+    kept = {name for name in files if (folder / name).is_file()}
+    same = {PurePath(name) for name in kept if digest(folder / name) == files[name]}
+    return {*same, PurePath(REPORT)}
 
 
 # JSON and arrays ------------------------------------------------------------------------------
@@ -265,8 +373,7 @@ def save_poison(folder: Path, poison: Poison) -> None:
     _save_pixels(folder / "x.npy", poison.x_PHWC, np.arange(len(poison.rows_P)))
     np.save(folder / "y.npy", poison.y_P)
     save_trigger(folder / "trigger", poison.trigger)
-    keys = ("plan", "release", "patience")
-    write_json(folder / "card.json", {key: getattr(poison, key) for key in keys})
+    write_json(folder / "card.json", {key: getattr(poison, key) for key in POISON})
 
 
 def load_poison(folder: Path, split: Split) -> Poison:
@@ -280,9 +387,8 @@ def load_poison(folder: Path, split: Split) -> Poison:
     fits = rows_P.shape == y_P.shape and x_PHWC.shape[1:] == split.x_NHWC.shape[1:]
     if not fits or (rows_P.size and not 0 <= rows_P.min() <= rows_P.max() < len(split.y_N)):
         raise InputError(f"{folder} was not made for this training split")
-    keys = ("plan", "release", "patience")
-    card = _card(folder, "poison", keys)
-    return Poison(rows_P, x_PHWC, y_P, trigger, **{key: card[key] for key in keys})
+    card = _card(folder, "poison", POISON)
+    return Poison(rows_P, x_PHWC, y_P, trigger, **{key: card[key] for key in POISON})
 
 
 def save_trigger(folder: Path, trigger: Trigger) -> None:
@@ -295,7 +401,7 @@ def save_trigger(folder: Path, trigger: Trigger) -> None:
 def load_trigger(folder: Path) -> Trigger:
     from ngf.attacks import Trigger
 
-    card = _card(folder, "trigger", ("attack", "wanted"))
+    card = _card(folder, "trigger", TRIGGER)
     return Trigger(card["attack"], card["wanted"], load_tensors(folder / "tensors.safetensors"))
 
 
@@ -313,7 +419,7 @@ def load_model(folder: Path) -> Classifier:
     """The classifier in `folder`, on the CPU and in evaluation mode."""
     from ngf import models
 
-    card = _card(folder, "model", ("arch", "options", "classes", "mean", "std", "input_CHW"))
+    card = _card(folder, "model", MODEL)
     model = models.build(card, card["mean"], card["std"], where=f"{folder}: options")
     weights = load_tensors(folder / "weights.safetensors")
     try:
@@ -349,8 +455,7 @@ def load_trail(folder: Path) -> list[Snapshot]:
 def load_metrics(folder: Path) -> dict[str, Any]:
     """What `evaluate` wrote into `folder`."""
     metrics = read_json(folder / "metrics.json")
-    wanted = ("dataset", "attack", "defense", "victim_failed", "model", "victim", "reference")
-    missing = [key for key in wanted if key not in metrics]
+    missing = [key for key in EVALUATION if key not in metrics]
     if missing:
         raise InputError(f"{folder / 'metrics.json'} is no evaluation: it lacks '{missing[0]}'")
     return metrics

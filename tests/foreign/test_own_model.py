@@ -103,6 +103,24 @@ def test_what_came_back_goes_in_again_without_a_name(place):
     assert "give --arch" in lost.stderr
 
 
+def test_a_result_is_replaced_and_nothing_else_is(place, model):
+    """A folder of results as a stranger has one, and a model of this project, stay."""
+    fast = (*OWN, "--defense", "none")
+    assert purify(*fast).returncode == 0
+    again = purify(*fast)
+    assert again.returncode == 0, again.stderr
+    store.save_model(place / "victim", model)
+    store.write_json(place / "out" / "metrics.json", {"accuracy": 0.9})
+    (place / "out" / "photos").mkdir()
+    (place / "out" / "photos" / "1.png").touch()
+    for out, holds in (("out", "metrics.json"), ("victim", "card.json")):
+        before = {path: path.is_file() and path.read_bytes() for path in (place / out).rglob("*")}
+        done = purify(*fast, out=out)
+        assert done.returncode == 2
+        assert f"--out {out} is a folder of something else: it holds {holds}" in done.stderr
+        assert before == {p: p.is_file() and p.read_bytes() for p in (place / out).rglob("*")}
+
+
 def test_a_prepared_split_will_do_for_images(place):
     store.save_split(place / "split", colour_split(60, seed=3))
     done = purify(*OWN, "--clean", "split", "--defense", "none")
@@ -152,7 +170,9 @@ def test_the_order_of_classes_is_the_given_one(place):
         ((*OWN, "--out", "."), "error: --out . holds net.pt, which would be deleted"),
         ((*OWN, "--out", "images"), "error: --out images holds images, which would be deleted"),
         ((*OWN, "--out", "images/x"), "error: --out images/x lies among the clean images in"),
-        ((*OWN, "--out", "mine"), "error: --out mine is a folder of something else; name a new"),
+        ((*OWN, "--out", "mine"), "error: --out mine is a folder of something else: it holds"),
+        ((*OWN, "--report", "theirs.py"), "error: --report theirs.py is there and is no report"),
+        ((*OWN, "--report", "images"), "error: --report images is there and is no report"),
         ((*OWN, "--params", "none.yaml"), "cannot read parameters from none.yaml: No such file"),
         ((*OWN, "--register", "a/b"), "error: --register 'a/b': a registered model's name holds"),
         ((*OWN, "--holdout", "0.7"), "holdout must lie between 0 and 0.5, got 0.7"),

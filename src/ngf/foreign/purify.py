@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 MEASURED = 128  # held-out images whose loss is looked at for its curvature
 AT_ONCE = 2**18  # and their pixels, at most: twenty products with the Hessian take long on a CPU
 ODD = 0.05  # batch norm's mean evidence above it is a warning sign
-REPORT = "report.json"
 ENOUGH = 10  # images a class: below it nothing was measured
 
 
@@ -71,8 +70,9 @@ def purify(
 
     checkpoint = weights.read(given.model)
     _check_place(out, checkpoint.file, given.clean)
+    _check_report(report)
     places = {"out": out, **({"report": report} if report else {})}
-    with store.whole(places) as partial:  # first of all, so that a bad place costs no time
+    with store.whole(places, listed=True) as partial:  # first, so that a bad place costs no time
         split = images(given, checkpoint.card)
         victim, checkpoint = _victim(given, checkpoint, split)
         before = victim()
@@ -87,8 +87,9 @@ def purify(
         folder.mkdir()
         file = checkpoint.write(folder, done.model.net.state_dict())
         store.write_json(folder / "card.json", {**done.model.card, "defense": defense})
-        for place in filter(None, (folder / REPORT, partial.get("report"))):
-            store.write_json(place, numbers)
+        store.write_json(folder / store.REPORT, {**numbers, store.LISTED: store.list_files(folder)})
+        if report:
+            store.write_json(partial["report"], numbers)
     return Outcome(_summary(out / file.name, numbers, done), numbers, {"defense": defense})
 
 
@@ -101,6 +102,20 @@ def _check_place(out: Path, file: Path, clean: Path) -> None:
     for path in (file, clean):
         if path.resolve().is_relative_to(out.resolve()):
             raise InputError(f"--out {out} holds {path}, which would be deleted")
+
+
+def _check_report(report: Path | None) -> None:
+    """`InputError` where writing it would delete something that is no report."""
+    from ngf import store
+
+    if report is None or not report.exists():
+        return
+    try:
+        known = "parameters_tuned" in store.read_json(report)
+    except InputError:
+        known = False
+    if not known:
+        raise InputError(f"--report {report} is there and is no report; name a new file")
 
 
 def _fitted(options: Mapping[str, Any], size: int) -> Mapping[str, Any]:

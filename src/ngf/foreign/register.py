@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ngf import lineage
+from ngf import lineage, store
 from ngf.errors import InputError
 from ngf.foreign import purify as foreign
 from ngf.foreign import weights
@@ -68,7 +68,7 @@ def purify(
         )
         assert record is not None, "where nothing is recorded the registry is not asked"
         numbers = {key: n for key, n in done.metrics.items() if isinstance(n, int | float)}
-        written = {"out": out / file.name, "report": out / foreign.REPORT}
+        written = {"out": out / file.name, "report": out / store.REPORT}
         record.done(Outcome(done.message, numbers, done.tags), written)
     return done
 
