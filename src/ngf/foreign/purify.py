@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 MEASURED = 128  # held-out images whose loss is looked at for its curvature
 AT_ONCE = 2**18  # and their pixels, at most: twenty products with the Hessian take long on a CPU
-ODD = 0.05  # batch norm's mean evidence above it is a warning sign
 ENOUGH = 10  # images a class: below it nothing was measured
 
 
@@ -82,7 +81,7 @@ def purify(
         options = _fitted(options, split.x_NHWC.shape[1])
         done = purification(victim, split, defense=defense, options=options, protocol=checked)
         _as_stored(done.model, checkpoint)
-        numbers = {**done.numbers, **measures(before, done)}
+        numbers = {**done.numbers, **measures(before, split, done)}
         folder = partial["out"]
         folder.mkdir()
         file = checkpoint.write(folder, done.model.net.state_dict())
@@ -247,12 +246,14 @@ def _skipped(victim: Classifier, defense: str) -> list[str]:
     return ["no batch norm: the filter of its channels is skipped, and the head alone is tuned"]
 
 
-def measures(victim: Classifier, done: Purification) -> dict[str, Any]:
+def measures(victim: Classifier, split: Split, done: Purification) -> dict[str, Any]:
     """What can be said without a trigger: agreement, curvature, movement, batch norm's drift."""
     from ngf import metrics
+    from ngf.foreign.drift import drift
     from ngf.training import pixels
 
     found: dict[str, Any] = {"movement": movement(victim, done.model)}
+    found["batch_norm_drift"], found["batch_norm_chance"] = drift(victim, split.x_NHWC)
     if done.held is not None:
         where = next(done.model.parameters()).device
         x_NHWC = torch.tensor(done.held.x_NHWC, device=where)
@@ -267,7 +268,6 @@ def measures(victim: Classifier, done: Purification) -> dict[str, Any]:
         part = pixels(x_NHWC[some])
         found["sharpness_images"] = len(part)
         found |= {f"sharpness_{whose}": _sharpness(m, part, y_N[some]) for whose, m in both.items()}
-        found["batch_norm_drift"] = drift(victim, part)
     return found
 
 
@@ -299,26 +299,9 @@ def movement(victim: Classifier, purified: Classifier) -> dict[str, float | None
     return found
 
 
-@torch.no_grad()
-def drift(victim: Classifier, x_NCHW: torch.Tensor) -> dict[str, float]:
-    """The mean excess of stored over clean variance, a number a batch norm; see `ngf.sieve`."""
-    from ngf.hooks import at_inputs
-    from ngf.models import batch_norms
-    from ngf.sieve import excess_variance
-
-    found: dict[str, float] = {}
-
-    def look(name: str, norm: torch.nn.BatchNorm2d, u_NCHW: torch.Tensor) -> None:
-        assert norm.running_var is not None
-        clean_C = u_NCHW.float().var((0, 2, 3))
-        found[name] = round(excess_variance(norm.running_var, clean_C).mean().item(), 4)
-
-    with at_inputs(batch_norms(victim), look):
-        victim(x_NCHW)
-    return found
-
-
 def _summary(file: Path, report: Mapping[str, Any], done: Purification) -> str:
+    from ngf.foreign.drift import odd
+
     said = [f"{file}: {report['parameters_tuned']} parameters tuned, {report['seconds']:.1f} s"]
     if done.held is not None:
         said.append(
@@ -332,7 +315,8 @@ def _summary(file: Path, report: Mapping[str, Any], done: Purification) -> str:
             f"suspicious class: {classes[target]}" if target >= 0 else "led astray, to no one class"
         )
         said.append(f"{where} (gap {report['gap']:.2f}); this is no proof")
-    drifted = [n for n, e in report.get("batch_norm_drift", {}).items() if e > ODD]
+    drifted = odd(report["batch_norm_drift"], report["batch_norm_chance"])
     if drifted:
-        said.append(f"batch norm remembers more than clean images in {len(drifted)} layers")
+        layers = f"{len(drifted)} of {len(report['batch_norm_drift'])} layers"
+        said.append(f"batch norm remembers more than clean images in {layers}")
     return "; ".join(filter(None, [*said, done.warning]))
