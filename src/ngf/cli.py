@@ -138,6 +138,13 @@ def _purify(
         float | None,
         typer.Option(help="share of the images that only check ACC; 0.2 for a folder of images"),
     ] = None,
+    least_acc: Annotated[
+        float | None,
+        typer.Option(
+            help="of your own model: ACC before, as a fraction, from which on the work starts; by "
+            "default half, or twice chance where that is less"
+        ),
+    ] = None,
     register: Annotated[
         str | None,
         typer.Option(help="of your own model: a new version of this name in the MLflow registry"),
@@ -157,6 +164,10 @@ def _purify(
     if holdout is not None:
         settings["protocol"] = {**settings["protocol"], "holdout": holdout}
     if not own:
+        if least_acc is not None:
+            raise InputError(
+                "--least-acc has no place here: the model and the images are of this project"
+            )
         if register is not None:
             raise InputError(
                 f"--register {register} has no place here: model and images are of this project, "
@@ -179,6 +190,7 @@ def _purify(
         classes=_names(classes),
         size=size,
         flip=flip,
+        least_acc=least_acc,
     )
     run = (
         foreign.purify if register is None else functools.partial(registering.purify, name=register)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from _place import OWN, furnish, ngf, purify
+from _place import ALL_THE_SAME, OWN, furnish, ngf, purify
 from conftest import CLASSES, SIZE, colour_split
 from PIL import Image
 from torch import nn
@@ -51,6 +51,8 @@ def test_the_result_comes_back_as_it_came(place, name):
     } <= report.keys()
     assert report["holdout_images"] == 12
     assert 0 <= report["agreement"] <= 1
+    assert report["clean_acc_before"] == 1
+    assert report["finding"] in done.stdout
     moved = {key for key, value in report["movement"].items() if value}
     assert "5.weight" in moved
     assert bool(report["batch_norm_drift"]) == (name == "net")
@@ -60,9 +62,8 @@ def test_the_result_comes_back_as_it_came(place, name):
 
 def test_a_folder_of_this_project_needs_no_arch(place, model):
     store.save_model(place / "victim", model)
-    done = ngf(
-        "purify", "--model", "victim", "--clean", "images", "--out", "out", "--defense", "finetune"
-    )
+    words = ("--model", "victim", "--clean", "images", "--out", "out", *ALL_THE_SAME)
+    done = ngf("purify", *words, "--defense", "finetune")
     assert done.returncode == 0, done.stderr
     assert store.load_model(place / "out").card["classes"] == model.card["classes"]
 
@@ -77,7 +78,9 @@ def test_a_word_against_the_card_is_refused(place, model, words):
     assert f"{words[0]} has no place here: the model's card says it; leave it out" in done.stderr
 
 
-@pytest.mark.parametrize("words", [OWN[2:], ("--size", "8"), ("--flip",), ("--head", "x")])
+@pytest.mark.parametrize(
+    "words", [OWN[2:], ALL_THE_SAME, ("--size", "8"), ("--flip",), ("--head", "x")]
+)
 def test_no_word_is_ignored_where_model_and_images_are_of_this_project(place, model, words):
     store.save_model(place / "victim", model)
     store.save_split(place / "split", colour_split(60, seed=3))
@@ -90,7 +93,7 @@ def test_what_came_back_goes_in_again_without_a_name(place):
     """A network with a public name; a factory must be named each time."""
     torch.manual_seed(0)
     torch.save(named.build(CLASSES, name="mobilenet_v3_small").state_dict(), "mob.pt")
-    fast = ("--defense", "none")
+    fast = ("--defense", "none", *ALL_THE_SAME)
     once = purify(*OWN, *fast, model="mob.pt", arch="mobilenet_v3_small")
     assert once.returncode == 0, once.stderr
     again = ngf("purify", "--model", "out", "--clean", "images", "--out", "again", *fast)
@@ -130,12 +133,33 @@ def test_a_prepared_split_will_do_for_images(place):
 
 
 def test_the_order_of_classes_is_the_given_one(place):
-    done = purify(*OWN, "--classes", "channel2,channel0,channel1")
+    fast = (*OWN, "--defense", "none")
+    (place / "names.txt").write_text("channel0\nchannel1\nchannel2\n")
+    done = purify(*fast, "--classes", "@names.txt")
+    assert done.returncode == 0, done.stderr
+    assert "in this order: channel0, channel1, channel2" in done.stderr
+    assert "ACC before: 100.0% on 60 images" in done.stderr
+    wrong = ("--classes", "channel2,channel0,channel1")
+    refused = purify(*fast, *wrong, out="x")
+    assert refused.returncode == 2
+    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("error")]
+    assert "ACC before: 0.0% on 60 images of 3 classes" in line
+    assert "check the order of --classes, --mean and --std" in line
+    assert not (place / "x").exists()
+
+
+def test_at_a_low_acc_no_class_is_accused(place):
+    """By `ngf`, which would name one that is innocent."""
+    words = ("--classes", "channel2,channel0,channel1", *ALL_THE_SAME)
+    done = purify(*OWN, *words)
     assert done.returncode == 0, done.stderr
     assert "in this order: channel2, channel0, channel1" in done.stderr
-    (place / "names.txt").write_text("channel1\nchannel2\nchannel0\n")
-    again = purify(*OWN, "--classes", "@names.txt", out="again")
-    assert "in this order: channel1, channel2, channel0" in again.stderr
+    assert "warning: that is low: check the order of --classes" in done.stderr
+    assert "what is suspected says nothing at an ACC before of 0.0%" in done.stdout
+    assert "suspicious class" not in done.stdout
+    report = store.read_json(place / "out" / "report.json")
+    assert report["clean_acc_before"] == 0
+    assert report["finding"] in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -175,6 +199,7 @@ def test_the_order_of_classes_is_the_given_one(place):
         ((*OWN, "--report", "images"), "error: --report images is there and is no report"),
         ((*OWN, "--params", "none.yaml"), "cannot read parameters from none.yaml: No such file"),
         ((*OWN, "--register", "a/b"), "error: --register 'a/b': a registered model's name holds"),
+        ((*OWN, "--least-acc", "50"), "error: --least-acc must lie between 0 and 1, got 50"),
         ((*OWN, "--holdout", "0.7"), "holdout must lie between 0 and 0.5, got 0.7"),
     ],
 )
@@ -217,7 +242,8 @@ BROKEN = {
     ),
     "two images a class": (
         lambda f: [file.unlink() for k in range(3) for file in sorted(f.glob(f"*{k}/*"))[2:]],
-        "purify.holdout (--holdout): a fraction of 0.2 takes 0 of the 2 images of class",
+        "--holdout 0.2 is less than one of the 2 images of class 'channel0': give more images, or "
+        "--holdout 0.5, or 0, which leaves none",
     ),
     "one image a class": (
         lambda f: [file.unlink() for k in range(3) for file in sorted(f.glob(f"*{k}/*"))[1:]],
@@ -246,7 +272,7 @@ def test_few_images_are_a_warning_and_hidden_files_are_none(place):
     done = purify(*OWN, "--defense", "none")
     assert done.returncode == 0, done.stderr
     assert "images: 47 of 16x16; 3 classes" in done.stderr
-    assert "warning: channel1 has 7 images" in done.stderr
+    assert "warning: of channel1 the defense gets 6 images, and fewer than 10" in done.stderr
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from _place import OWN, furnish, ngf, purify
+from _place import ALL_THE_SAME, OWN, furnish, ngf, purify
 from conftest import CLASSES, colour_split
 
 from ngf import lineage, store
@@ -16,7 +16,7 @@ from ngf.foreign import register
 from ngf.lineage import registry
 from ngf.models import named
 
-FAST = ("--defense", "none")
+FAST = ("--defense", "none", *ALL_THE_SAME)
 
 
 @pytest.fixture

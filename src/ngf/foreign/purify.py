@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +19,10 @@ if TYPE_CHECKING:
     from ngf.datasets import Split
     from ngf.foreign.weights import Checkpoint
     from ngf.models import Classifier
-    from ngf.purification import Purification
+    from ngf.purification import Protocol, Purification
 
 MEASURED = 128  # held-out images whose loss is looked at for its curvature
 AT_ONCE = 2**18  # and their pixels, at most: twenty products with the Hessian take long on a CPU
-ENOUGH = 10  # images a class: below it nothing was measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,8 @@ class Given:
     arch: a torchvision or timm name, or `package.module:factory`. head: the logits' linear layer.
     mean, std: of the normalisation, three numbers for pixels in [0, 1]. classes: names of the
     folders in the order of the outputs; None: by the alphabet. size: images are resized to it;
-    None: they all have one. flip: whether a mirrored image keeps its class.
+    None: they all have one. flip: whether a mirrored image keeps its class. least_acc: ACC before,
+    as a fraction, from which on the work starts; None: see `ngf.foreign.said.acc_before`.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Given:
     classes: list[str] | None = None
     size: int | None = None
     flip: bool = False
+    least_acc: float | None = None
 
 
 def purify(
@@ -64,24 +66,32 @@ def purify(
             the case.
     """
     from ngf import store
-    from ngf.foreign import weights
+    from ngf.foreign import said, weights
     from ngf.purification import Protocol, purification
 
+    if given.least_acc is not None:
+        params.within("--least-acc", given.least_acc, 0, 1)
     checkpoint = weights.read(given.model)
     _check_place(out, checkpoint.file, given.clean)
     _check_report(report)
     places = {"out": out, **({"report": report} if report else {})}
     with store.whole(places, listed=True) as partial:  # first, so that a bad place costs no time
+        checked = params.parse(Protocol, protocol, "purify")
         split = images(given, checkpoint.card)
         victim, checkpoint = _victim(given, checkpoint, split)
-        before = victim()
-        for line in [*_echo(given, before, split, checkpoint), *_skipped(before, defense)]:
+        before, kept = victim(), _kept(split, checked)
+        for line in said.echo(given.arch or "", before, split, kept, checkpoint.left):
             say(line)
-        checked = params.parse(Protocol, protocol, "purify")
+        for line in said.skipped(before, defense):
+            say(line)
+        acc = _accuracy(before, split)
+        for line in said.acc_before(acc, split, given.least_acc):
+            say(line)
         options = _fitted(options, split.x_NHWC.shape[1])
         done = purification(victim, split, defense=defense, options=options, protocol=checked)
         _as_stored(done.model, checkpoint)
-        numbers = {**done.numbers, **measures(before, split, done)}
+        numbers = {"clean_acc_before": acc, **done.numbers, **measures(before, split, done)}
+        numbers["finding"] = said.finding(numbers, done.model.card["classes"])
         folder = partial["out"]
         folder.mkdir()
         file = checkpoint.write(folder, done.model.net.state_dict())
@@ -89,7 +99,36 @@ def purify(
         store.write_json(folder / store.REPORT, {**numbers, store.LISTED: store.list_files(folder)})
         if report:
             store.write_json(partial["report"], numbers)
-    return Outcome(_summary(out / file.name, numbers, done), numbers, {"defense": defense})
+    message = said.summary(out / file.name, numbers, done.warning)
+    return Outcome(message, numbers, {"defense": defense})
+
+
+def _kept(split: Split, protocol: Protocol) -> Split:
+    """The images that the defense gets."""
+    from ngf import holdout
+
+    counts, share = np.bincount(split.y_N, minlength=len(split.classes)), protocol.holdout
+    if not share:
+        return split
+    try:
+        return holdout.divide(split, share, protocol.seed)[0]
+    except InputError as error:
+        fewest = int(counts.min())
+        if fewest < 2:
+            raise
+        raise InputError(
+            f"--holdout {share:g} is less than one of the {fewest} images of class "
+            f"'{split.classes[counts.argmin()]}': give more images, or --holdout "
+            f"{math.ceil(100 / fewest) / 100:g}, or 0, which leaves none to check ACC"
+        ) from error
+
+
+def _accuracy(model: Classifier, split: Split) -> float:
+    from ngf import device, holdout
+    from ngf.defenses import Clean
+
+    where = device.deterministic(0)
+    return holdout.accuracy(model.to(where), Clean.of(split, where))
 
 
 def _check_place(out: Path, file: Path, clean: Path) -> None:
@@ -214,38 +253,6 @@ def _as_stored(model: Classifier, checkpoint: Checkpoint) -> None:
             raise InputError(f"{name} does not fit into {old.dtype}, the type of the given weights")
 
 
-def _echo(given: Given, model: Classifier, split: Split, checkpoint: Checkpoint) -> list[str]:
-    """What was taken to be the case, for a person to check."""
-    card = model.card
-    names = ", ".join(split.classes[:4]) + (", …" if len(split.classes) > 4 else "")
-    name = given.arch or card["options"].get("name") or card["arch"]
-    options = {k: v for k, v in card["options"].items() if v and v != name}
-    said = ", ".join(f"{k} {v}" for k, v in options.items())
-    head = card.get("head") or "the last linear layer"
-    size = "x".join(map(str, split.x_NHWC.shape[1:3]))
-    left = [f"left out of the result: {', '.join(checkpoint.left)}"] if checkpoint.left else []
-    counts = np.bincount(split.y_N, minlength=len(split.classes))
-    few = (
-        f"{split.classes[counts.argmin()]} has {counts.min()} images, and {ENOUGH} a class are few"
-    )
-    return [
-        f"network: {name}{said and f' ({said})'}; head: {head}",
-        f"images: {len(split.y_N)} of {size}; {len(split.classes)} classes in this order: {names}",
-        f"normalisation: mean {card['mean']}, std {card['std']}",
-        *left,
-        *([f"warning: {few}"] if counts.min() < ENOUGH else []),
-    ]
-
-
-def _skipped(victim: Classifier, defense: str) -> list[str]:
-    """What `ngf` leaves out on this network, in words."""
-    from ngf.models import batch_norms
-
-    if defense != "ngf" or batch_norms(victim):
-        return []
-    return ["no batch norm: the filter of its channels is skipped, and the head alone is tuned"]
-
-
 def measures(victim: Classifier, split: Split, done: Purification) -> dict[str, Any]:
     """What can be said without a trigger: agreement, curvature, movement, batch norm's drift."""
     from ngf import metrics
@@ -297,26 +304,3 @@ def movement(victim: Classifier, purified: Classifier) -> dict[str, float | None
         moved = (p.detach().cpu() - before[name]).norm().item()
         found[name] = round(moved / length, 6) if length else None
     return found
-
-
-def _summary(file: Path, report: Mapping[str, Any], done: Purification) -> str:
-    from ngf.foreign.drift import odd
-
-    said = [f"{file}: {report['parameters_tuned']} parameters tuned, {report['seconds']:.1f} s"]
-    if done.held is not None:
-        said.append(
-            f"ACC on {report['holdout_images']} held-out images {report['holdout_acc_before']:.1%} "
-            f"before, {report['holdout_acc_after']:.1%} after; {report['agreement']:.1%} of the "
-            "answers are the same"
-        )
-    if report.get("suspected"):
-        classes, target = done.model.card["classes"], report["suspected_target"]
-        where = (
-            f"suspicious class: {classes[target]}" if target >= 0 else "led astray, to no one class"
-        )
-        said.append(f"{where} (gap {report['gap']:.2f}); this is no proof")
-    drifted = odd(report["batch_norm_drift"], report["batch_norm_chance"])
-    if drifted:
-        layers = f"{len(drifted)} of {len(report['batch_norm_drift'])} layers"
-        said.append(f"batch norm remembers more than clean images in {layers}")
-    return "; ".join(filter(None, [*said, done.warning]))
