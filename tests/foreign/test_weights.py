@@ -5,10 +5,14 @@ import json
 import os
 import re
 import zipfile
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
+import numpy as np
 import pytest
 import torch
+from numpy._core.multiarray import _reconstruct as reconstruct
+from numpy._core.multiarray import scalar
+from numpy.testing._private.utils import runstring
 from safetensors.torch import save_file
 from torch import nn
 
@@ -59,9 +63,18 @@ def test_what_is_read_comes_back_as_it_was(tmp_path, form, suffix):
         torch.testing.assert_close(again.tensors[name], changed[name].to(tensor.dtype))
 
 
-class Attack:
+class Call:
+    """A pickle of it calls a function where it is read."""
+
+    def __init__(self, function, *arguments, state=None):
+        self.call = (function, arguments) if state is None else (function, arguments, state)
+
     def __reduce__(self):
-        return (os.system, ("touch executed",))
+        return self.call
+
+
+def Attack():
+    return Call(os.system, "touch executed")
 
 
 @pytest.mark.parametrize(
@@ -70,12 +83,16 @@ class Attack:
         (nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
         ({"state_dict": Attack()}, "posix.system"),
         (Attack(), "posix.system"),
+        (Call(runstring, "x", {}), "numpy.testing._private.utils.runstring"),
+        ({"w": state(), "n": Call(np.load, "executed")}, "numpy.load"),
+        ({"w": state(), "n": [np.float64(1), Attack()]}, "posix.system"),
+        ({"w": state(), "p": [Path("a"), Attack()]}, "posix.system"),
     ],
 )
 def test_what_needs_code_is_refused_and_does_not_run(tmp_path, monkeypatch, content, code):
     monkeypatch.chdir(tmp_path)
     torch.save(content, "whole.pt")
-    said = rf"whole.pt needs code to be read \({code}\), .*state_dict\(\)"
+    said = rf"whole.pt needs code to be read \({code}\), which is refused: ask .*state_dict"
     with pytest.raises(InputError, match=said):
         weights.read("whole.pt")
     assert not (tmp_path / "executed").exists()
@@ -87,6 +104,69 @@ def test_a_trainers_options_are_no_code(tmp_path):
     (tmp_path / "out").mkdir()
     again = weights.read(str(found.write(tmp_path / "out", found.tensors)))
     assert again.around == {"args": argparse.Namespace(lr=0.1)}
+
+
+BESIDE = {
+    "best_acc": np.float64(0.93),
+    "flag": np.bool_(True),
+    "name": np.str_("resnet"),
+    "history": np.linspace(0, 1, 5, dtype=np.float32),
+    "swapped": np.arange(4).astype(">i4"),
+    "columns": np.asfortranarray(np.arange(6, dtype=np.int16).reshape(2, 3))[:, 0],
+    "nothing": np.zeros(0),
+    "random": np.random.RandomState(0).get_state(legacy=True),
+    "dtype": np.dtype("float32"),
+    "save_dir": Path("runs/1"),
+    "from": PureWindowsPath("C:/runs"),
+}
+
+
+@pytest.mark.parametrize("core", ["numpy._core", "numpy.core"])
+def test_numbers_and_paths_beside_the_weights_are_no_code(tmp_path, core):
+    """As numpy 2 and numpy 1 write them."""
+    file = tmp_path / "a.pt"
+    torch.save({"model": state(), **BESIDE}, file, _use_new_zipfile_serialization=False)
+    assert b"numpy._core" in file.read_bytes()
+    file.write_bytes(file.read_bytes().replace(b"numpy._core", core.encode()))
+    found = weights.read(str(file))
+    assert found.left == ()
+    (tmp_path / "out").mkdir()
+    again = torch.load(found.write(tmp_path / "out", found.tensors), weights_only=False)
+    assert again.keys() == {"model", *BESIDE}
+    for name, value in BESIDE.items():
+        assert type(again[name]) is type(value)
+        np.testing.assert_equal(again[name], value)
+
+
+def test_weights_as_arrays_are_other_weights(tmp_path):
+    torch.save({"model": state(), "ema": {"w": np.zeros((3, 8))}}, tmp_path / "a.pt")
+    assert weights.read(str(tmp_path / "a.pt")).left == ("ema",)
+
+
+POINTER = (3, "|", None, None, None, -1, -1, 0)  # of an object, without the flag that says so
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        np.array([{}], object),
+        np.zeros(2, [("a", object)]),
+        Call(scalar, np.dtype("f8"), b"short"),
+        Call(scalar, np.dtype("f8"), b"two of them long"),
+        Call(scalar, "f8", bytes(8)),
+        Call(scalar, Call(np.dtype, "O8", False, True, state=POINTER), bytes(range(8))),
+        Call(scalar, Call(np.dtype, "V8", False, True, state=POINTER), bytes(range(8))),
+        Call(np.ndarray, (3,)),
+        Call(np.dtype, [("a", "O")]),
+        Call(reconstruct, np.ndarray, (0,), b"b", state=(1, (9,), np.dtype("f8"), False, b"8" * 8)),
+        Call(reconstruct, np.ndarray, (0,), b"b", state=(1, (1,), "O", False, b"8" * 8)),
+    ],
+)
+def test_an_array_that_is_no_plain_data_is_refused(tmp_path, content):
+    """numpy itself would take the eight bytes for the address of an object, and follow it."""
+    torch.save({"model": state(), "beside": content}, tmp_path / "a.pt")
+    with pytest.raises(InputError, match=r"a\.pt (is not a checkpoint|needs code)"):
+        weights.read(str(tmp_path / "a.pt"))
 
 
 def test_what_holds_a_graph_is_said_with_the_way_to_its_weights(tmp_path, monkeypatch):

@@ -6,7 +6,6 @@ an MLflow URI with one such file in it; a folder that this project wrote.
 
 from __future__ import annotations
 
-import argparse
 import pickle
 import re
 import warnings
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ngf import store
 from ngf.errors import InputError
-from ngf.foreign import files
+from ngf.foreign import files, harmless
 from ngf.lineage import registry
 
 if TYPE_CHECKING:
@@ -165,17 +164,16 @@ def _metadata(file: Path) -> dict[str, str]:
 def _unpickled(file: Path) -> Mapping[str, Any]:
     import torch
 
-    harmless = torch.serialization.safe_globals([argparse.Namespace])  # a trainer's options
+    data = torch.serialization.safe_globals(harmless.ALLOWED)
     try:
-        with harmless, warnings.catch_warnings(action="ignore"):
+        with data, warnings.catch_warnings(action="ignore"):
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         code = f" ({asked[1]})" if asked else ""
         raise InputError(
-            f"{file} needs code to be read{code}, which is refused: where you trust it, load it "
-            "with torch.load(..., weights_only=False), run torch.save(model.state_dict(), "
-            "'weights.pt') and give that file"
+            f"{file} needs code to be read{code}, which is refused: ask whoever gave it for a "
+            "state_dict, or convert it in a sandbox: reading it runs its code"
         ) from error
     except Exception as error:  # zip, pickle and torch have many ways to say: damaged
         raise InputError(
@@ -197,11 +195,13 @@ def _is_state(content: Mapping[str, Any]) -> bool:
 
 
 def _has_tensors(content: Any) -> bool:
-    """Anywhere inside; a single number is none."""
+    """Anywhere inside; a single number is none, and a row of numpy's is a history."""
     import torch
 
     if isinstance(content, torch.Tensor):
         return content.numel() > 1
+    if isinstance(content, harmless.Array):
+        return content.values.ndim > 1
     if isinstance(content, Mapping):
         return any(map(_has_tensors, content.values()))
     return isinstance(content, list | tuple) and any(map(_has_tensors, content))
