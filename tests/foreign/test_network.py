@@ -164,7 +164,8 @@ def test_a_network_may_keep_all_in_a_part_called_model(factory):
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (nn.Conv2d(1, 2, 3), r"does not take images \[N, 3, 8, 8\]: .*; try more$"),
+        (nn.Conv2d(3, 2, 9), r"does not take images \[N, 3, 8, 8\]: .*; try more$"),
+        (nn.Conv2d(1, 2, 3), r"takes images of 1 channels, and only networks for RGB, three"),
         (nn.Conv2d(3, 2, 3), r"gives \[2, 2, 6, 6\] for two images, not logits \[2, 3\]"),
         (nn.LSTM(8, 3), "does not take images"),
     ],

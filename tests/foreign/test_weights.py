@@ -143,6 +143,15 @@ def test_weights_as_arrays_are_other_weights(tmp_path):
     assert weights.read(str(tmp_path / "a.pt")).left == ("ema",)
 
 
+def test_what_backdoorbench_leaves_is_read(tmp_path):
+    """Its attack_result.pt: weights beside poisoned images and the rows where they were."""
+    poisoned = {"x": torch.zeros(2, 3, 8, 8), "y": torch.zeros(2), "original_index": np.arange(2)}
+    content = {"model_name": "preactresnet18", "num_classes": 3, "model": state()}
+    torch.save({**content, "img_size": (8, 8, 3), "bd_train": poisoned}, tmp_path / "a.pt")
+    found = weights.read(str(tmp_path / "a.pt"))
+    assert (found.key, found.left) == ("model", ("bd_train",))
+
+
 POINTER = (3, "|", None, None, None, -1, -1, 0)  # of an object, without the flag that says so
 
 

@@ -135,12 +135,26 @@ def check_answers(
             logits = model(torch.zeros(2, 3, *size_HW))
     except Exception as error:  # networks say in their own ways that an image does not fit
         said = " ".join(str(error).split())[:200]
+        channels = _channels(model)
+        if channels != 3:
+            raise InputError(
+                f"the network takes images of {channels} channels, and only networks for RGB, "
+                "three channels, can be purified"
+            ) from error
         raise InputError(
             f"the network does not take images [N, 3, {size_HW[0]}, {size_HW[1]}]: {said}; {remedy}"
         ) from error
     shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
     if shape != [2, n_classes]:
         raise InputError(f"the network gives {shape} for two images, not logits [2, {n_classes}]")
+
+
+def _channels(model: nn.Module) -> int:
+    """What the first convolution takes; three where there is none."""
+    from torch import nn
+
+    found = [m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d)]
+    return found[0] if found else 3
 
 
 def _head(net: nn.Module, n_classes: int, wanted: str | None) -> str:
