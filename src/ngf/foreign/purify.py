@@ -79,8 +79,8 @@ def purify(
         checked = params.parse(Protocol, protocol, "purify")
         split = images(given, checkpoint.card)
         victim, checkpoint = _victim(given, checkpoint, split)
-        before, kept = victim(), _kept(split, checked)
-        for line in said.echo(given.arch or "", before, split, kept, checkpoint.left):
+        before, kept_K = victim(), _kept(split, checked)
+        for line in said.echo(given.arch or "", before, split, kept_K, checkpoint.left):
             say(line)
         for line in said.skipped(before, defense):
             say(line)
@@ -103,24 +103,24 @@ def purify(
     return Outcome(message, numbers, {"defense": defense})
 
 
-def _kept(split: Split, protocol: Protocol) -> Split:
-    """The images that the defense gets."""
+def _kept(split: Split, protocol: Protocol) -> np.ndarray:
+    """How many images of each class the defense gets, [K]."""
     from ngf import holdout
 
-    counts, share = np.bincount(split.y_N, minlength=len(split.classes)), protocol.holdout
-    if not share:
-        return split
+    labels, share = replace(split, x_NHWC=split.y_N), protocol.holdout  # no image is copied
+    counts_K = np.bincount(split.y_N, minlength=len(split.classes))
     try:
-        return holdout.divide(split, share, protocol.seed)[0]
+        kept = holdout.divide(labels, share, protocol.seed)[0] if share else labels
     except InputError as error:
-        fewest = int(counts.min())
+        fewest = int(counts_K.min())
         if fewest < 2:
             raise
         raise InputError(
             f"--holdout {share:g} is less than one of the {fewest} images of class "
-            f"'{split.classes[counts.argmin()]}': give more images, or --holdout "
+            f"'{split.classes[counts_K.argmin()]}': give more images, or --holdout "
             f"{math.ceil(100 / fewest) / 100:g}, or 0, which leaves none to check ACC"
         ) from error
+    return np.bincount(kept.y_N, minlength=len(split.classes))
 
 
 def _accuracy(model: Classifier, split: Split) -> float:
@@ -134,7 +134,7 @@ def _accuracy(model: Classifier, split: Split) -> float:
 def _check_place(out: Path, file: Path, clean: Path) -> None:
     """`InputError` where writing `out` would delete what is read, or a file, or make a class."""
     if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; it must be a folder, new or of this project")
+        raise InputError(f"--out {out} is a file; it must be a folder, new or of this command")
     if clean.resolve() in out.resolve().parents:
         raise InputError(f"--out {out} lies among the clean images in {clean}")
     for path in (file, clean):

@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from ngf.datasets import Split
     from ngf.models import Classifier
 
-ENOUGH = 10  # images a class for the defense: with five and six fewer backdoors were purified
+ENOUGH = 10  # images a class for the defense: five and six were measured, and cost more ACC
 LOW = 0.5  # an ACC below it, as a fraction, is low for a model that is in use
 CHANCES = 2  # and one below so many times chance is that of a wrong order of classes
 CHECK = "check the order of --classes, --mean and --std, --size, and that it takes RGB"
 
 
 def echo(
-    network: str, model: Classifier, split: Split, kept: Split, left: Sequence[str]
+    network: str, model: Classifier, split: Split, kept_K: np.ndarray, left: Sequence[str]
 ) -> list[str]:
     """What was taken to be the case, for a person to check.
 
     Args:
-        network: what its architecture is called. kept: the images that the defense gets. left:
-            what the checkpoint held and the result does not.
+        network: what its architecture is called; empty: its card says it. kept_K: how many images
+            of each class the defense gets. left: what the checkpoint held and the result does not.
     """
     card = model.card
     names = ", ".join(split.classes[:4]) + (", …" if len(split.classes) > 4 else "")
@@ -42,15 +42,14 @@ def echo(
         f"images: {len(split.y_N)} of {size}; {len(split.classes)} classes in this order: {names}",
         f"normalisation: mean {card['mean']}, std {card['std']}",
         *([f"left out of the result: {', '.join(left)}"] if left else []),
-        *_few(kept),
+        *_few(kept_K, split.classes),
     ]
 
 
-def _few(kept: Split) -> list[str]:
-    counts = np.bincount(kept.y_N, minlength=len(kept.classes))
-    if counts.min() >= ENOUGH:
+def _few(kept_K: np.ndarray, classes: Sequence[str]) -> list[str]:
+    if kept_K.min() >= ENOUGH:
         return []
-    least = f"of {kept.classes[counts.argmin()]} the defense gets {counts.min()} images"
+    least = f"of {classes[int(kept_K.argmin())]} the defense gets {kept_K.min()} images"
     return [f"warning: {least}, and fewer than {ENOUGH} a class are few"]
 
 
