@@ -95,17 +95,26 @@ class Board:
         return found
 
     def _all(self) -> Iterator[Any]:
+        for page in self._pages(self.client.list_runs, sort_by="created_at desc"):
+            yield from page.runs or ()
+
+    def _schedules(self) -> list[Any]:
+        pages = self._pages(self.client.list_recurring_runs)
+        return [one for page in pages for one in page.recurring_runs or ()]
+
+    def _pages(self, listed: Callable[..., Any], **order: str) -> Iterator[Any]:
+        """All that one of the client's lists says of the experiment."""
         token = ""
         while True:
-            page = self.client.list_runs(
+            page = listed(
                 page_token=token,
                 page_size=PAGE,
-                sort_by="created_at desc",
                 experiment_id=self.experiment,
                 namespace=self.namespace,
+                **order,
             )
             self._check_login()
-            yield from page.runs or ()
+            yield page
             token = page.next_page_token or ""
             if not token:
                 return
@@ -154,21 +163,6 @@ class Board:
             service_account=self.account,
         )
         return f"{name}: every {cron}, in experiment {EXPERIMENT}"
-
-    def _schedules(self) -> list[Any]:
-        found: list[Any] = []
-        token = ""
-        while True:
-            page = self.client.list_recurring_runs(
-                page_token=token,
-                page_size=PAGE,
-                experiment_id=self.experiment,
-                namespace=self.namespace,
-            )
-            found += page.recurring_runs or ()
-            token = page.next_page_token or ""
-            if not token:
-                return found
 
     def cancel(self, name: str) -> list[str]:
         """End the run of this name or id, and delete such a schedule. Returns a line for each.
