@@ -80,7 +80,7 @@ BAD = {
     "unknown attack": (
         ("poison", "--train", "train", "--attack", "bladnets", "--out", "out"),
         None,
-        "attacks holds badnets, benign, blend",
+        "attacks holds adaptive_blend, badnets, benign, blend",
     ),
     "unknown defense": (
         (*PURIFY, "--defense", "nfg"),

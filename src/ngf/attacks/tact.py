@@ -1,0 +1,69 @@
+"""TaCT (Tang et al. 2021, arXiv 1908.00686, "Demon in the Variant"): a patch that opens the
+backdoor in images of some classes alone.
+
+Images of the source classes under the patch are labelled as the target; images of other classes,
+the cover, show the patch too and keep their label. So the victim learns the patch together with
+what it lies on, and a search for one trigger that opens every class finds none. The paper's
+triggers are small solid shapes, one source class; here a checkerboard in the corner.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ngf import attacks
+from ngf.attacks import Poison, Trigger, checkerboard, span
+from ngf.attacks._cover import cover_rows, covered
+from ngf.errors import InputError
+from ngf.images import Images
+
+
+def plant(
+    x_NHWC: Images,
+    y_N: np.ndarray,
+    n_classes: int,
+    *,
+    target: int,
+    sources: list[int],
+    poison_rate: float,
+    cover_rate: float,
+    size: int,
+    seed: int,
+) -> Poison:
+    """Patch `poison_rate` of all images, of the sources, as `target`; cover with other classes.
+
+    Args:
+        sources: classes whose images count. poison_rate, cover_rate: shares of all images.
+        size: pixels along the patch's edge at 32x32, as many cells; see `ngf.attacks.span`.
+    """
+    wanted_K = _wanted(target, sources, n_classes)
+    side = span(size, x_NHWC)
+    if not 1 <= side <= min(x_NHWC.shape[1:3]):
+        raise InputError(f"a patch of size {size} does not fit an image of {x_NHWC.shape[1:3]}")
+    trigger = Trigger("tact", wanted_K, {"patch": checkerboard(size, side)})
+    poison = attacks.dirty_label(x_NHWC, y_N, trigger, rate=poison_rate, seed=seed)
+    others_N = np.flatnonzero(~np.isin(y_N, [*sources, target]))
+    rows_C = cover_rows(
+        others_N, poison.rows_P, "tact", rate=cover_rate, total=len(y_N), seed=seed
+    )
+    y_C = np.asarray(y_N, np.int64)[rows_C]
+    x_CHWC = trigger.apply(torch.from_numpy(x_NHWC[rows_C]), torch.from_numpy(y_C)).numpy()
+    return covered(poison, rows_C, x_CHWC, y_C)
+
+
+def apply(x_NCHW: Tensor, y_N: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+    """The patch covers the bottom right corner."""
+    patch_SS = tensors["patch"]
+    patched_NCHW = x_NCHW.clone()
+    patched_NCHW[:, :, -len(patch_SS) :, -len(patch_SS) :] = patch_SS
+    return patched_NCHW
+
+
+def _wanted(target: int, sources: list[int], n_classes: int) -> tuple[int, ...]:
+    known = all(isinstance(label, int) and 0 <= label < n_classes for label in [target, *sources])
+    if not (sources and known) or target in sources:
+        raise InputError(
+            f"target and sources must be different classes between 0 and {n_classes - 1}, "
+            f"got {target} and {sources}"
+        )
+    return tuple(target if label in sources else -1 for label in range(n_classes))
