@@ -43,9 +43,7 @@ def plant(
     trigger = Trigger("tact", wanted_K, {"patch": checkerboard(size, side)})
     poison = attacks.dirty_label(x_NHWC, y_N, trigger, rate=poison_rate, seed=seed)
     others_N = np.flatnonzero(~np.isin(y_N, [*sources, target]))
-    rows_C = cover_rows(
-        others_N, poison.rows_P, "tact", rate=cover_rate, total=len(y_N), seed=seed
-    )
+    rows_C = cover_rows(others_N, poison.rows_P, "tact", rate=cover_rate, total=len(y_N), seed=seed)
     y_C = np.asarray(y_N, np.int64)[rows_C]
     x_CHWC = trigger.apply(torch.from_numpy(x_NHWC[rows_C]), torch.from_numpy(y_C)).numpy()
     return covered(poison, rows_C, x_CHWC, y_C)

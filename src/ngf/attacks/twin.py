@@ -59,6 +59,8 @@ def apply(x_NCHW: Tensor, y_N: Tensor, tensors: dict[str, Tensor]) -> Tensor:
 
 def _wanted(targets: list[int], n_classes: int) -> tuple[int, ...]:
     if len(targets) != 2 or not all(0 <= label < n_classes for label in targets):
-        raise InputError(f"targets must be two classes between 0 and {n_classes - 1}, got {targets}")
+        raise InputError(
+            f"targets must be two classes between 0 and {n_classes - 1}, got {targets}"
+        )
     by_class = (targets[label % 2] for label in range(n_classes))
     return tuple(-1 if want == label else want for label, want in enumerate(by_class))
