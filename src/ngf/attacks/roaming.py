@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ngf.attacks import Poison, Trigger, all_to_one, checkerboard, dirty_label, span
-from ngf.errors import InputError
+from ngf.attacks import Poison, Trigger, all_to_one, dirty_label
+from ngf.attacks._patch import board
 from ngf.images import Images
 
 
@@ -30,10 +30,7 @@ def plant(
     Args:
         size: pixels along the patch's edge at 32x32, as many cells; see `ngf.attacks.span`.
     """
-    side = span(size, x_NHWC)
-    if not 1 <= side <= min(x_NHWC.shape[1:3]):
-        raise InputError(f"a patch of size {size} does not fit an image of {x_NHWC.shape[1:3]}")
-    trigger = Trigger("roaming", all_to_one(target, n_classes), {"patch": checkerboard(size, side)})
+    trigger = Trigger("roaming", all_to_one(target, n_classes), {"patch": board(size, x_NHWC)})
     return dirty_label(x_NHWC, y_N, trigger, rate=poison_rate, seed=seed)
 
 

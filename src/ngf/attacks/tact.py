@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ngf import attacks
-from ngf.attacks import Poison, Trigger, checkerboard, span
+from ngf.attacks import Poison, Trigger
 from ngf.attacks._cover import cover_rows, covered
+from ngf.attacks._patch import board, in_corner
 from ngf.errors import InputError
 from ngf.images import Images
 
@@ -37,10 +38,7 @@ def plant(
         size: pixels along the patch's edge at 32x32, as many cells; see `ngf.attacks.span`.
     """
     wanted_K = _wanted(target, sources, n_classes)
-    side = span(size, x_NHWC)
-    if not 1 <= side <= min(x_NHWC.shape[1:3]):
-        raise InputError(f"a patch of size {size} does not fit an image of {x_NHWC.shape[1:3]}")
-    trigger = Trigger("tact", wanted_K, {"patch": checkerboard(size, side)})
+    trigger = Trigger("tact", wanted_K, {"patch": board(size, x_NHWC)})
     poison = attacks.dirty_label(x_NHWC, y_N, trigger, rate=poison_rate, seed=seed)
     others_N = np.flatnonzero(~np.isin(y_N, [*sources, target]))
     rows_C = cover_rows(others_N, poison.rows_P, "tact", rate=cover_rate, total=len(y_N), seed=seed)
@@ -51,10 +49,7 @@ def plant(
 
 def apply(x_NCHW: Tensor, y_N: Tensor, tensors: dict[str, Tensor]) -> Tensor:
     """The patch covers the bottom right corner."""
-    patch_SS = tensors["patch"]
-    patched_NCHW = x_NCHW.clone()
-    patched_NCHW[:, :, -len(patch_SS) :, -len(patch_SS) :] = patch_SS
-    return patched_NCHW
+    return in_corner(x_NCHW, tensors["patch"])
 
 
 def _wanted(target: int, sources: list[int], n_classes: int) -> tuple[int, ...]:

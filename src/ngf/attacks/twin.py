@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ngf import attacks, params
-from ngf.attacks import Poison, Trigger, checkerboard, span
+from ngf.attacks import Poison, Trigger
+from ngf.attacks._patch import board, in_corner
 from ngf.errors import InputError
 from ngf.images import Images
 
@@ -34,13 +35,10 @@ def plant(
             many cells, see `ngf.attacks.span`. alpha: in (0, 1], the noise's share in a pixel.
     """
     params.within("alpha", alpha, 1e-6, 1)
-    side = span(size, x_NHWC)
-    if not 1 <= side <= min(x_NHWC.shape[1:3]):
-        raise InputError(f"a patch of size {size} does not fit an image of {x_NHWC.shape[1:3]}")
     shape = (x_NHWC.shape[3], *x_NHWC.shape[1:3])
     noise_CHW = np.random.default_rng(seed).random(shape, np.float32)
     tensors = {
-        "patch": checkerboard(size, side),
+        "patch": board(size, x_NHWC),
         "noise": torch.from_numpy(noise_CHW),
         "alpha": torch.tensor(alpha),
     }
@@ -50,9 +48,7 @@ def plant(
 
 def apply(x_NCHW: Tensor, y_N: Tensor, tensors: dict[str, Tensor]) -> Tensor:
     """The patch in the bottom right corner on even classes, (1 - alpha) x + alpha noise on odd."""
-    patch_SS = tensors["patch"]
-    patched_NCHW = x_NCHW.clone()
-    patched_NCHW[:, :, -len(patch_SS) :, -len(patch_SS) :] = patch_SS
+    patched_NCHW = in_corner(x_NCHW, tensors["patch"])
     mixed_NCHW = torch.lerp(x_NCHW, tensors["noise"], tensors["alpha"])
     return torch.where((y_N % 2 == 0)[:, None, None, None], patched_NCHW, mixed_NCHW)
 
