@@ -21,10 +21,9 @@ batch norm, tuning the head alone in the end.
 
 import contextlib
 import copy
-import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +41,7 @@ from ngf.models import Classifier
 from ngf.progress import track
 from ngf.sieve import Observed, Sieve, observe, sieve, sieve_against_within
 from ngf.training import Batch, Batches
+from ngf.views import Views
 
 Move = Callable[[Tensor], Tensor]  # displaces images [N, C, H, W]
 More = Callable[[Batch], Batch]  # what is shown beside a batch; answers are probabilities
@@ -50,11 +50,18 @@ LEAST = 384  # images that the sieves see, whatever there are: fewer do not fill
 AT_ONCE = 2**24  # pixels of the images that the sieves see: what a layer holds must fit in memory
 IN_A_STEP = 2**21  # and of those that a step of the search sees
 JOINED = 768  # mixtures that the sieve sees
-APART = 1000  # seeds between the views of warps and styles and all other ones
 SLIGHT = 0.0003  # lambda beside mu: keeps the second sieve's inverse well-posed
 MILD = 0.25  # share of the first sieve's budget where the second one knows what to filter
 MUCH = 0.5  # left of what leads astray, from which on one search does not show all of it
 ROUNDS = 2  # of the second sieve then
+RANGES = {
+    **dict.fromkeys(("views", "moves", "search", "mixed"), (1, math.inf)),
+    **dict.fromkeys(("weak", "damp", "budget", "strong", "firm", "reach"), (0, math.inf)),
+    **dict.fromkeys(("mixed_firm", "mixed_longer", "answered", "steps"), (0, math.inf)),
+    **dict.fromkeys(("warps", "window", "waves", "styles", "doubt"), (0, 1)),
+    **dict.fromkeys(("share", "trust", "mixed_lead", "mixed_gap"), (0, 1)),
+    **dict.fromkeys(("radius", "sure_gap"), (1e-6, 1)),
+}
 
 
 def purify(
@@ -153,43 +160,17 @@ def purify(
     it draws those of two classes (`Mixtures.met`); `mixed_target`, that class where either is
     enough, else -1.
     """
-    params.at_least(1, views=views, moves=moves, search=search, mixed=mixed)
-    params.at_least(0, mixed_firm=mixed_firm, mixed_longer=mixed_longer, answered=answered)
-    params.within("mixed_lead", mixed_lead, 0, 1)
-    params.within("mixed_gap", mixed_gap, 0, 1)
-    params.at_least(0, steps=steps, weak=weak, damp=damp, budget=budget, strong=strong, reach=reach)
-    params.at_least(0, firm=firm)
-    params.within("doubt", doubt, 0, 1)
-    params.within("window", window, 0, 1)
-    params.within("warps", warps, 0, 1)
-    params.within("waves", waves, 0, 1)
-    params.within("styles", styles, 0, 1)
-    params.within("radius", radius, 1e-6, 1)
-    params.within("sure_gap", sure_gap, 1e-6, 1)
-    params.within("share", share, 0, 1)
-    params.within("trust", trust, 0, 1)
+    _check(locals())
     rule = Rule(lr, eta, damping, fisher, layers, damping_last)
     generator, own_chance = (
         torch.Generator(clean.y_N.device).manual_seed(number) for number in (seed, seed + 1)
     )
-    seeds = itertools.count(seed)
-
-    def batches(size: int, seeds: Iterator[int] = seeds) -> Batches:
-        """Other views at each call: what was found on some is measured on others."""
-        return Batches(
-            clean.x_NHWC, clean.y_N, size=size, shift=shift, flip=clean.flip, seed=next(seeds)
-        )
-
-    def draw(size: int, count: int, seeds: Iterator[int] = seeds) -> Iterable[Batch]:
-        return track(batches(size, seeds).take(count), "search", count)
-
+    clean_views = Views(clean, shift=shift, seed=seed)
     victim = copy.deepcopy(model.eval())
-    own = batches(batch_size)
+    own = clean_views.batches(batch_size)
     pixels = clean.x_NHWC[0, :, :, 0].numel()
-    count = max(views * own.per_epoch, math.ceil(LEAST / own.size))
-    count = max(1, min(count, AT_ONCE // (own.size * pixels)))
     most = max(1, IN_A_STEP // pixels)
-    x_NCHW, y_N = map(torch.cat, zip(*track(own.take(count), "sieve", count), strict=True))
+    x_NCHW, y_N = _for_sieves(own, views, pixels)
     target_NK = _answers(victim, (x_NCHW, y_N), trust)
     seen = observe(victim, x_NCHW, target_NK)
     first = Sieve(victim, seen, weak=weak, damp=damp)
@@ -197,11 +178,10 @@ def purify(
     strict = copy.deepcopy(victim)
     sieve(strict, seen, weak=strong, damp=damp)
     pairs = Mixtures(victim, strict, x_NCHW, y_N, target_NK, count=mixed, generator=own_chance)
-    apart = partial(draw, seeds=itertools.count(seed + APART))
     looks = Looks(
         *(victim, sieved, strict, x_NCHW, y_N),
-        draw=draw,
-        apart=apart,
+        draw=clean_views.draw,
+        apart=clean_views.apart,
         generator=own_chance,
         most=most,
         steps=search,
@@ -239,14 +219,8 @@ def purify(
         more.append(lambda _: pairs.answered(victim, size, filtered, third))
     else:
         if mixed_firm:
-            added = pairs.added(model, max(1, min(JOINED, AT_ONCE // (3 * pixels))))
-            sieve_against_within(
-                *(model, observe(model, x_NCHW, target_NK), added),
-                weak=SLIGHT,
-                firm=mixed_firm,
-                budget=budget,
-                needed=False,
-            )
+            now = observe(model, x_NCHW, target_NK)
+            _sieve_joined(model, now, pairs, pixels, firm=mixed_firm, budget=budget)
         steps = round(mixed_longer * steps)
         more.append(lambda _: pairs.hard(size))
     show = _shown(victim, trust, more)
@@ -263,6 +237,19 @@ def purify(
         "mixed_target": third,
     }
     return Purified(model, tuned, steps, notes)
+
+
+def _check(given: Mapping[str, Any]) -> None:
+    for name, (low, high) in RANGES.items():
+        params.within(name, given[name], low, high)
+
+
+def _for_sieves(own: Batches, views: int, pixels: int) -> Batch:
+    """The images that the sieves see, in so many views or more, of so many pixels each."""
+    count = max(views * own.per_epoch, math.ceil(LEAST / own.size))
+    count = max(1, min(count, AT_ONCE // (own.size * pixels)))
+    x_NCHW, y_N = map(torch.cat, zip(*track(own.take(count), "sieve", count), strict=True))
+    return x_NCHW, y_N
 
 
 def _sieve_again(
@@ -297,6 +284,14 @@ def _sieve_again(
             model, now, added, weak=SLIGHT, firm=firm, budget=budget, needed=needed
         )
     return move, firmness
+
+
+def _sieve_joined(
+    model: Classifier, now: Observed, pairs: Mixtures, pixels: int, *, firm: float, budget: float
+) -> None:
+    """The model sieved, in place, against what joining two images adds; `now` as above."""
+    added = pairs.added(model, max(1, min(JOINED, AT_ONCE // (3 * pixels))))
+    sieve_against_within(model, now, added, weak=SLIGHT, firm=firm, budget=budget, needed=False)
 
 
 def _mover(
