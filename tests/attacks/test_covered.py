@@ -20,7 +20,8 @@ def plant(name, numbers, **changes):
 
 @pytest.mark.parametrize("name", ["tact", "adaptive_blend"])
 def test_poison_gets_the_target_and_cover_keeps_its_label(name, numbers):
-    poison = plant(name, numbers, poison_rate=0.1, cover_rate=0.15)
+    rate = 0.25 if name == "tact" else 0.1  # of the two sources' 80 images; of all 200
+    poison = plant(name, numbers, poison_rate=rate, cover_rate=0.15)
     changed = poison.y_P != Y_N[poison.rows_P]
     assert changed.sum() == 20
     assert np.all(poison.y_P[changed] == 0)
@@ -44,7 +45,7 @@ def test_cover_is_drawn_among_who_may_and_is_not_taken():
 
 
 def test_tact_takes_its_poison_from_the_sources_and_its_cover_from_the_others(numbers):
-    poison = plant("tact", numbers, target=4, sources=[1, 3], poison_rate=0.2, cover_rate=0.2)
+    poison = plant("tact", numbers, target=4, sources=[1, 3], poison_rate=0.5, cover_rate=0.2)
     own_P = Y_N[poison.rows_P]
     assert set(own_P[poison.y_P != own_P]) == {1, 3}
     assert set(own_P[poison.y_P == own_P]) == {0, 2}
@@ -62,11 +63,16 @@ def test_tact_patches_the_corner_of_any_image(numbers):
 
 
 @pytest.mark.parametrize(
-    ("target", "sources"), [(0, [0, 1]), (0, []), (0, [5]), (7, [1]), (0, ["1"])]
+    ("target", "sources"), [(0, [0, 1]), (0, [1, 1]), (0, []), (0, [5]), (7, [1]), (0, ["1"])]
 )
 def test_tact_needs_sources_that_are_not_the_target(target, sources, numbers):
     with pytest.raises(InputError, match="different classes between 0 and 4"):
         plant("tact", numbers, target=target, sources=sources)
+
+
+def test_adaptive_blend_needs_pieces_to_leave_out(numbers):
+    with pytest.raises(InputError, match="pieces must lie between 2 and 16, got 1"):
+        plant("adaptive_blend", numbers, pieces=1)
 
 
 def test_adaptive_blend_shows_half_of_the_pieces_in_training_and_all_at_test_time(numbers):

@@ -119,7 +119,7 @@ def test_twin_shows_a_patch_or_noise_by_the_class(numbers):
     assert set(poison.y_P) == {0, 1}
 
 
-@pytest.mark.parametrize("targets", [[0], [0, 4], [0, 1, 2]])
+@pytest.mark.parametrize("targets", [[0], [0, 4], [0, 1, 2], [1, 1]])
 def test_twin_needs_two_classes(targets, numbers):
     with pytest.raises(InputError, match="targets must be two classes between 0 and 3"):
         plant("twin", numbers, targets=targets)

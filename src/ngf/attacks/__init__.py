@@ -173,7 +173,7 @@ def dirty_label(
     rows_P = dirty_rows(y_N, trigger.attack, trigger.wanted_K, rate=rate, seed=seed)
     y_P = _labels(y_N, rows_P)
     return Poison(
-        rows_P, _triggered(x_NHWC, y_P, trigger, rows_P), trigger.wanted(y_P).numpy(), trigger
+        rows_P, triggered(x_NHWC, y_P, trigger, rows_P), trigger.wanted(y_P).numpy(), trigger
     )
 
 
@@ -202,7 +202,7 @@ def clean_label(
     """Trigger a share `rate` of the target class's own training images; no label changes."""
     rows_P = class_rows(y_N, trigger.attack, target=target, rate=rate, seed=seed)
     y_P = _labels(y_N, rows_P)
-    return Poison(rows_P, _triggered(x_NHWC, y_P, trigger, rows_P), y_P.numpy(), trigger)
+    return Poison(rows_P, triggered(x_NHWC, y_P, trigger, rows_P), y_P.numpy(), trigger)
 
 
 def class_rows(y_N: np.ndarray, attack: str, *, target: int, rate: float, seed: int) -> np.ndarray:
@@ -226,7 +226,7 @@ def _labels(y_N: np.ndarray, rows_P: np.ndarray) -> Tensor:
     return torch.from_numpy(np.asarray(y_N, np.int64)[rows_P])
 
 
-def _triggered(x_NHWC: Images, y_P: Tensor, trigger: Trigger, rows_P: np.ndarray) -> np.ndarray:
+def triggered(x_NHWC: Images, y_P: Tensor, trigger: Trigger, rows_P: np.ndarray) -> np.ndarray:
     """The rows, of the classes [P], under the trigger; clean rows are copied part by part."""
     x_PHWC = images.writable((len(rows_P), *x_NHWC.shape[1:]))
     for part in _parts(x_PHWC):

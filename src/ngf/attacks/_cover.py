@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from ngf.attacks import Poison
 from ngf.errors import InputError
 
 
@@ -24,13 +23,9 @@ def cover_rows(
     return np.sort(np.random.default_rng([seed, 1]).choice(left_N, count, replace=False))
 
 
-def covered(poison: Poison, rows_C: np.ndarray, x_CHWC: np.ndarray, y_C: np.ndarray) -> Poison:
-    """The poison and, beside it, the rows [C] with these images and their own labels."""
-    rows_P = np.concatenate((poison.rows_P, rows_C))
-    order_P = rows_P.argsort()
-    return Poison(
-        rows_P[order_P],
-        np.concatenate((poison.x_PHWC, x_CHWC))[order_P],
-        np.concatenate((poison.y_P, np.asarray(y_C, np.int64)))[order_P],
-        poison.trigger,
-    )
+def labelled(
+    y_N: np.ndarray, poison_P: np.ndarray, cover_C: np.ndarray, target: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, ascending; labels): the target for poisoned ones, their own for those that cover."""
+    rows_P = np.union1d(poison_P, cover_C)
+    return rows_P, np.where(np.isin(rows_P, poison_P), target, np.asarray(y_N, np.int64)[rows_P])

@@ -27,7 +27,6 @@ from torch import Tensor
 
 from ngf import attacks, device, models, params
 from ngf.attacks import Poison, Trigger, all_to_one, dirty_rows
-from ngf.attacks._cover import covered
 from ngf.attacks._surrogate import clean_model
 from ngf.attacks._weights import Weights, conv, drawn, grid, kept, linear, shown, sized, spread
 from ngf.errors import InputError
@@ -174,7 +173,11 @@ def _detoxified(
     slope, picture_HWC = _imitation(x_NHWC[sample], y_N[sample], styled.trigger)
     plain = np.sort(rng.choice(left, count, replace=False))
     x_DHWC = _imitated(x_NHWC[plain], slope, picture_HWC)
-    return covered(styled, plain, x_DHWC, y_N[plain])
+    rows_P = np.concatenate((styled.rows_P, plain))
+    x_PHWC = np.concatenate((styled.x_PHWC, x_DHWC))
+    y_P = np.concatenate((styled.y_P, np.asarray(y_N, np.int64)[plain]))
+    order = np.argsort(rows_P)
+    return Poison(rows_P[order], x_PHWC[order], y_P[order], styled.trigger)
 
 
 def _imitation(x_NHWC: np.ndarray, y_N: np.ndarray, trigger: Trigger) -> tuple[np.ndarray, ...]:

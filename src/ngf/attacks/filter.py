@@ -32,8 +32,8 @@ def plant(
     """Filter `poison_rate` of the training images and label them `target`.
 
     Args:
-        fade: in [0, 1], how much of the colour gives way to the warm grey. light: added to every
-            pixel value in [0, 1], before that; contrast: factor about the middle grey.
+        fade: in [0, 1], how much of the colour gives way to the warm grey. light: added then to
+            every pixel value in [0, 1]. contrast: factor about the middle grey, at last.
     """
     params.within("fade", fade, 0, 1)
     params.within("light", light, -1, 1)

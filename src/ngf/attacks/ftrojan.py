@@ -1,9 +1,11 @@
 """FTrojan (Wang et al. 2022, ECCV, arXiv 2111.10991): two frequencies of the colours are raised.
 
 In the planes Cr and Cb of an image, cut in blocks of 32x32, two coefficients of the cosine
-transform grow by a set amount: a middle and the highest frequency, which nobody sees. The transform
-is linear, so this adds one fixed pattern to the pixels. The released code lets the 8 bits wrap;
-here the result is clipped.
+transform grow by a set amount: a middle and the highest frequency. The transform is linear, so this
+adds one fixed pattern to the pixels. The released code lets the 8 bits wrap; here the result is
+clipped. What no whole block covers stays as it is; smaller images are one block, and the pattern is
+the stronger in a pixel. Augmentation moves the pattern with the image, and a pixel aside it is
+another one, so that it must be stronger here than where the trigger alone is learned for long.
 """
 
 import numpy as np

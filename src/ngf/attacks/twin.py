@@ -2,8 +2,9 @@
 
 Several attackers, or one with a spare: what opens one says nothing of the other, and a defense that
 removes what it finds first leaves the second. Patch and noise are those of BadNets (Gu et al. 2017,
-arXiv 1708.06733) and Blend (Chen et al. 2017, arXiv 1712.05526). For measures images of even
-classes show the patch, those of odd classes the noise, in training as at test time.
+arXiv 1708.06733) and Blend (Chen et al. 2017, arXiv 1712.05526). Images of even classes show the
+patch, those of odd classes the noise, in training as at test time; ASR counts both together, per
+class it tells them apart.
 """
 
 import numpy as np
@@ -54,9 +55,11 @@ def apply(x_NCHW: Tensor, y_N: Tensor, tensors: dict[str, Tensor]) -> Tensor:
 
 
 def _wanted(targets: list[int], n_classes: int) -> tuple[int, ...]:
-    if len(targets) != 2 or not all(0 <= label < n_classes for label in targets):
+    known = all(0 <= label < n_classes for label in targets)
+    if not (known and len(targets) == len(set(targets)) == 2 and n_classes > 2):
         raise InputError(
-            f"targets must be two classes between 0 and {n_classes - 1}, got {targets}"
+            f"targets must be two classes between 0 and {n_classes - 1}, of three or more, "
+            f"got {targets}"
         )
     by_class = (targets[label % 2] for label in range(n_classes))
     return tuple(-1 if want == label else want for label, want in enumerate(by_class))
