@@ -14,8 +14,8 @@ class Views:
     """Augmented batches of the clean images, other ones at each call.
 
     Args:
-        shift: pixels of random translation. seed: of the first call's; each call takes the next, so seeds that
-            lie close share most views.
+        shift: pixels of random translation. seed: of the first call's; each call takes the next, so
+            seeds that lie close share most views.
     """
 
     def __init__(self, clean: Clean, *, shift: int, seed: int) -> None:
