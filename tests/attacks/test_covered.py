@@ -52,6 +52,12 @@ def test_tact_takes_its_poison_from_the_sources_and_its_cover_from_the_others(nu
     assert poison.trigger.wanted_K == (-1, 4, -1, 4, -1)
 
 
+@pytest.mark.parametrize("rate", [0, 1.2])
+def test_a_rate_of_tact_is_refused_in_the_unit_in_which_it_was_given(rate, numbers):
+    with pytest.raises(InputError, match=f"poison_rate must lie between 1e-06 and 1, got {rate}"):
+        plant("tact", numbers, poison_rate=rate)
+
+
 def test_tact_patches_the_corner_of_any_image(numbers):
     trigger = plant("tact", numbers).trigger
     x_NHWC, y_N = torch.from_numpy(X_NHWC[:5]), torch.from_numpy(Y_N[:5])

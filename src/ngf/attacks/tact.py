@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ngf import attacks
+from ngf import attacks, params
 from ngf.attacks import Poison, Trigger
 from ngf.attacks._cover import cover_rows, labelled
 from ngf.attacks._patch import board, in_corner
@@ -39,6 +39,7 @@ def plant(
             all images. size: pixels along the patch's edge at 32x32, as many cells; see
             `ngf.attacks.span`.
     """
+    params.within("poison_rate", poison_rate, 1e-6, 1)
     wanted_K = _wanted(target, sources, n_classes)
     trigger = Trigger("tact", wanted_K, {"patch": board(size, x_NHWC)})
     ours_N = np.isin(y_N, sources)
