@@ -45,6 +45,7 @@ RADIUS = 0.02  # their largest root mean square, in pixel values of [0, 1]
 IN_A_WINDOW = 3  # images of a step in each window
 PARTS = 6  # of a side; a window takes two, and the next one begins a part further
 FIRST, LAST = 1.0, 0.05  # length of a step, in radii; in between linear
+NEAR = 0.5  # of the first one where the search does not begin at nothing
 MOMENTUM = 0.8
 MAJORITY = 0.5  # of what is led astray, for a class to be called the target
 NEVER = 1e-12
@@ -112,7 +113,7 @@ class AsFound(Search):
         return self.moves
 
 
-def everywhere(each: int, *, moves: int = TRIED, radius: float = RADIUS) -> Search:
+def everywhere(each: int, *, moves: int = TRIED, radius: float = RADIUS) -> Within:
     """Displacements of the whole image."""
     return Within(radius, each, mask_M1HW=torch.ones(moves, 1, 1, 1))
 
@@ -234,11 +235,19 @@ def led_astray(
 
 
 def led_to(
-    model: nn.Module, target: int, draw: Draw, search: Search, *, steps: int, most: int
+    model: nn.Module,
+    target: int,
+    draw: Draw,
+    search: Within,
+    *,
+    near_MCHW: Tensor,
+    steps: int,
+    most: int,
 ) -> Tensor:
     """Displacements [M, C, H, W] that draw the model to the target.
 
-    They differ by the images that they were found on. `most` as in `suspect`.
+    They begin at `near_MCHW`, in turn, and differ by the images that they are found on. `most` as
+    in `suspect`.
     """
     size = search.images(most)
 
@@ -247,20 +256,29 @@ def led_to(
             logits_NK = model(moved_NCHW)
         return cross_entropy(logits_NK.float(), torch.full_like(y_N, target))
 
-    return _descended(loss, draw(size, steps), search, steps)
+    return _descended(loss, draw(size, steps), search, steps, _in_turn(near_MCHW, len(search)))
 
 
-def _descended(loss: Loss, batches: Iterable[Batch], search: Search, steps: int) -> Tensor:
+def _descended(
+    loss: Loss,
+    batches: Iterable[Batch],
+    search: Search,
+    steps: int,
+    near_MCRS: Tensor | None = None,
+) -> Tensor:
     """Displacements [M, C, H, W] with a small loss; images take them in turn.
 
     Steepest descent whose steps have a length that the gradient does not set, so that some dozens
-    suffice.
+    suffice; from nothing, or from these numbers.
     """
     radius = search.radius
-    lengths = torch.linspace(FIRST * radius, LAST * radius, steps).tolist()
+    first_length = FIRST if near_MCRS is None else NEAR
+    lengths = torch.linspace(first_length * radius, LAST * radius, steps).tolist()
     batches = iter(batches)
     first = next(batches)
     numbers_MCRS, made = search.start(first[0])
+    if near_MCRS is not None:
+        numbers_MCRS = near_MCRS
     course_MCRS = torch.zeros_like(numbers_MCRS)
     for length, (x_NCHW, y_N) in zip(lengths, itertools.chain([first], batches), strict=True):
         numbers_MCRS.requires_grad_()

@@ -79,12 +79,20 @@ class Looks:
         """The displacements that stand for what was found.
 
         Where it can be followed: those of that root mean square which draw this model, a filtered
-        one, to its class.
+        one, to its class, looked for from what was found on. From nothing, a search that only now
+        and then meets the backdoor would miss it here too.
         """
         if not found.followed:
             return found.moves_MCHW
-        wanted = everywhere(PER, moves=self.moves, radius=radius)
-        return led_to(model, found.target, self.draw, wanted, steps=self.steps, most=self.most)
+        return led_to(
+            model,
+            found.target,
+            self.draw,
+            everywhere(PER, moves=self.moves, radius=radius),
+            near_MCHW=found.moves_MCHW,
+            steps=self.steps,
+            most=self.most,
+        )
 
     def seen_in(self, sieved: nn.Module, found: Suspicion) -> Suspicion:
         """What was found, as much as is left of it in this sieved model."""

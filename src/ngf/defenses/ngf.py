@@ -135,7 +135,8 @@ def purify(
         reach: images are moved by up to `reach` times such a displacement.
         share: of a batch's images, shown a second time when moved, in the last move; times that
             product.
-        trust: weight of the victim's answer to the clean image beside the label, in [0, 1].
+        trust: weight of the victim's answer to the clean image beside the label, in [0, 1], where
+            the victim names the image as the label does; elsewhere the label alone counts.
         views: augmented passes over the clean split for the sieve and for the Fisher; more for the
             sieve where these are fewer than LEAST images.
         mixed: pairs of clean images that are mixed and shown to the victim.
@@ -335,7 +336,12 @@ def _shown(victim: Classifier, trust: float, more: Sequence[More]) -> Show:
 
 
 def _answers(victim: Classifier, batch: Batch, trust: float) -> Tensor:
-    """What the model shall answer: between the labels and the victim's probabilities [B, K]."""
+    """What the model shall answer: between the labels and the victim's probabilities [B, K].
+
+    Where the victim is wrong the label alone: an attacker who recalibrates batch norm may leave a
+    victim that is wrong often, and to keep its answers would keep the backdoor.
+    """
     x_NCHW, y_N = batch
     p_NK = Probability(victim)(x_NCHW)
-    return torch.lerp(one_hot(y_N, p_NK.shape[1]).float(), p_NK, trust)
+    trust_N1 = trust * (p_NK.argmax(1, keepdim=True) == y_N[:, None])
+    return torch.lerp(one_hot(y_N, p_NK.shape[1]).float(), p_NK, trust_N1)
