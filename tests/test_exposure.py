@@ -18,6 +18,7 @@ from ngf.exposure import (
     led_astray,
     led_to,
     left_in,
+    near,
     suspect,
     windows,
 )
@@ -189,7 +190,7 @@ def test_same_images_same_suspicion():
 def test_the_models_are_left_as_they_were():
     models = backdoored(), backdoored(strength=30), honest()
     found(*models, steps=3)
-    moves(models[0], steps=3)
+    led_to(models[0], TARGET, Images(), everywhere(EACH), steps=3, most=SIZE)
     assert all(map(untouched, models))
 
 
@@ -450,13 +451,12 @@ def test_where_the_copy_is_never_right_nothing_strays():
 # The descent -----------------------------------------------------------------------------------
 
 
-def moves(model=None, target=TARGET, count=3, radius=0.07, steps=STEPS, draw=None, near_MCHW=None):
+def moves(model=None, target=TARGET, count=3, radius=0.07, steps=STEPS, draw=None):
     return led_to(
         model or backdoored(),
         target,
         draw or Images(),
         everywhere(EACH, moves=count, radius=radius),
-        near_MCHW=torch.zeros(1, 1, SIDE, SIDE) if near_MCHW is None else near_MCHW,
         steps=steps,
         most=SIZE,
     )
@@ -495,23 +495,35 @@ def steepest(
 ) -> torch.Tensor:
     """One step against the gradient, so many radii of root mean square long."""
     (gradient,) = torch.autograd.grad(loss, move)
-    assert gradient.count_nonzero() >= 3
+    assert gradient.count_nonzero() >= 4
     return -length * radius * gradient / gradient.square().mean().sqrt()
 
 
-def test_the_first_step_goes_from_what_was_found_down_the_loss_of_one_class():
-    """A shorter one than from nothing; displacements begin at what was found in turn."""
-    near_MCHW = 0.02 * torch.randn(2, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-    draw, before = Images(), near_MCHW.clone()
-    moved_MCHW = moves(count=3, steps=1, radius=1.0, draw=draw, near_MCHW=near_MCHW)
+def test_the_first_step_goes_down_the_loss_of_one_class():
+    draw = Images()
+    moved_MCHW = moves(count=1, steps=1, radius=1.0, draw=draw)
+    ((x_NCHW, _),) = draw.given
+    move_CHW = torch.zeros(1, SIDE, SIDE, requires_grad=True)
+    loss = -backdoored()(x_NCHW + move_CHW).log_softmax(1)[:, TARGET].mean()
+    torch.testing.assert_close(
+        moved_MCHW[0], steepest(loss, move_CHW, radius=1.0), rtol=1e-3, atol=1e-6
+    )
+
+
+def test_near_what_was_found_the_first_step_is_shorter_and_begins_there():
+    """Displacements take what was found in turn, and leave it as it is."""
+    found_MCHW = 0.005 * torch.randn(2, 1, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    draw, before = Images(), found_MCHW.clone()
+    search = near(found_MCHW, EACH, moves=3, radius=1.0)
+    moved_MCHW = led_to(backdoored(), TARGET, draw, search, steps=1, most=SIZE)
     ((x_NCHW, _),) = draw.given
     for under, moved_CHW in enumerate(moved_MCHW):
-        move_CHW = near_MCHW[under % 2].clone().requires_grad_()
+        move_CHW = found_MCHW[under % 2].clone().requires_grad_()
         shown_NCHW = (x_NCHW[under::3] + move_CHW).clamp(0, 1)
         loss = -backdoored()(shown_NCHW).log_softmax(1)[:, TARGET].mean()
         expected_CHW = move_CHW + steepest(loss, move_CHW, radius=1.0, length=NEAR)
         torch.testing.assert_close(moved_CHW, expected_CHW, rtol=1e-3, atol=1e-6)
-    assert torch.equal(near_MCHW, before)
+    assert torch.equal(found_MCHW, before)
 
 
 def test_the_first_step_leads_the_model_away_and_minds_the_copy():

@@ -45,7 +45,7 @@ RADIUS = 0.02  # their largest root mean square, in pixel values of [0, 1]
 IN_A_WINDOW = 3  # images of a step in each window
 PARTS = 6  # of a side; a window takes two, and the next one begins a part further
 FIRST, LAST = 1.0, 0.05  # length of a step, in radii; in between linear
-NEAR = 0.5  # of the first one where the search does not begin at nothing
+NEAR = 0.5  # of the first one where a search begins at what was found
 MOMENTUM = 0.8
 MAJORITY = 0.5  # of what is led astray, for a class to be called the target
 NEVER = 1e-12
@@ -61,13 +61,15 @@ class Search(abc.ABC):
     """Which displacements are searched together, and what they are made of.
 
     radius: their largest root mean square. each: images of a step under each, if there is memory
-    for them. displace: what one does to an image. as_found: as in `Suspicion`.
+    for them. displace: what one does to an image. as_found: as in `Suspicion`. first: length of the
+    first step, in radii.
     """
 
     radius: float
     each: int
     displace: Displace = added
     as_found: bool = False
+    first: float = FIRST
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -75,9 +77,10 @@ class Search(abc.ABC):
 
     @abc.abstractmethod
     def start(self, x_NCHW: Tensor) -> tuple[Tensor, Made]:
-        """For images like these: the numbers of displacements of no length, and what numbers make.
+        """For images like these: the numbers to begin at, and what numbers make.
 
-        They are on a grid of their own [M, C, R, S].
+        They are on a grid of their own [M, C, R, S], and of displacements of no length unless the
+        search says otherwise.
         """
 
     def images(self, most: int) -> int:
@@ -89,17 +92,20 @@ class Search(abc.ABC):
 class Within(Search):
     """Displacements that are added, each where its mask [M, 1, H, W] is 1 and not 0.
 
-    A mask with sides of 1 is the whole image's.
+    A mask with sides of 1 is the whole image's. begin_MCHW: where the search begins.
     """
 
     mask_M1HW: Tensor
+    begin_MCHW: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.mask_M1HW)
 
     def start(self, x_NCHW: Tensor) -> tuple[Tensor, Made]:
-        mask_M1HW = self.mask_M1HW.to(x_NCHW.device)
-        return x_NCHW.new_zeros(len(self), *x_NCHW.shape[1:]), mask_M1HW.mul
+        begin_MCHW = self.begin_MCHW
+        if begin_MCHW is None:
+            begin_MCHW = x_NCHW.new_zeros(len(self), *x_NCHW.shape[1:])
+        return begin_MCHW.clone(), self.mask_M1HW.to(x_NCHW.device).mul
 
 
 @dataclass(frozen=True)
@@ -113,9 +119,15 @@ class AsFound(Search):
         return self.moves
 
 
-def everywhere(each: int, *, moves: int = TRIED, radius: float = RADIUS) -> Within:
+def everywhere(each: int, *, moves: int = TRIED, radius: float = RADIUS) -> Search:
     """Displacements of the whole image."""
     return Within(radius, each, mask_M1HW=torch.ones(moves, 1, 1, 1))
+
+
+def near(found_MCHW: Tensor, each: int, *, moves: int, radius: float) -> Search:
+    """Displacements of the whole image that begin at those that were found, in turn."""
+    mask_M1HW, begin_MCHW = torch.ones(moves, 1, 1, 1), _in_turn(found_MCHW, moves)
+    return Within(radius, each, first=NEAR, mask_M1HW=mask_M1HW, begin_MCHW=begin_MCHW)
 
 
 def windows(height: int, width: int, radius: float) -> Search:
@@ -235,19 +247,11 @@ def led_astray(
 
 
 def led_to(
-    model: nn.Module,
-    target: int,
-    draw: Draw,
-    search: Within,
-    *,
-    near_MCHW: Tensor,
-    steps: int,
-    most: int,
+    model: nn.Module, target: int, draw: Draw, search: Search, *, steps: int, most: int
 ) -> Tensor:
     """Displacements [M, C, H, W] that draw the model to the target.
 
-    They begin at `near_MCHW`, in turn, and differ by the images that they are found on. `most` as
-    in `suspect`.
+    They differ by the images that they were found on. `most` as in `suspect`.
     """
     size = search.images(most)
 
@@ -256,29 +260,20 @@ def led_to(
             logits_NK = model(moved_NCHW)
         return cross_entropy(logits_NK.float(), torch.full_like(y_N, target))
 
-    return _descended(loss, draw(size, steps), search, steps, _in_turn(near_MCHW, len(search)))
+    return _descended(loss, draw(size, steps), search, steps)
 
 
-def _descended(
-    loss: Loss,
-    batches: Iterable[Batch],
-    search: Search,
-    steps: int,
-    near_MCRS: Tensor | None = None,
-) -> Tensor:
+def _descended(loss: Loss, batches: Iterable[Batch], search: Search, steps: int) -> Tensor:
     """Displacements [M, C, H, W] with a small loss; images take them in turn.
 
     Steepest descent whose steps have a length that the gradient does not set, so that some dozens
-    suffice; from nothing, or from these numbers.
+    suffice.
     """
     radius = search.radius
-    first_length = FIRST if near_MCRS is None else NEAR
-    lengths = torch.linspace(first_length * radius, LAST * radius, steps).tolist()
+    lengths = torch.linspace(search.first * radius, LAST * radius, steps).tolist()
     batches = iter(batches)
     first = next(batches)
     numbers_MCRS, made = search.start(first[0])
-    if near_MCRS is not None:
-        numbers_MCRS = near_MCRS
     course_MCRS = torch.zeros_like(numbers_MCRS)
     for length, (x_NCHW, y_N) in zip(lengths, itertools.chain([first], batches), strict=True):
         numbers_MCRS.requires_grad_()

@@ -22,6 +22,7 @@ from ngf.exposure import (
     everywhere,
     led_to,
     left_in,
+    near,
     suspect,
     windows,
 )
@@ -84,15 +85,8 @@ class Looks:
         """
         if not found.followed:
             return found.moves_MCHW
-        return led_to(
-            model,
-            found.target,
-            self.draw,
-            everywhere(PER, moves=self.moves, radius=radius),
-            near_MCHW=found.moves_MCHW,
-            steps=self.steps,
-            most=self.most,
-        )
+        wanted = near(found.moves_MCHW, PER, moves=self.moves, radius=radius)
+        return led_to(model, found.target, self.draw, wanted, steps=self.steps, most=self.most)
 
     def seen_in(self, sieved: nn.Module, found: Suspicion) -> Suspicion:
         """What was found, as much as is left of it in this sieved model."""

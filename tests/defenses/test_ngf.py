@@ -390,10 +390,10 @@ def test_the_searches_get_their_steps_and_numbers(run, suspected):
     assert (look.radius, look.each) == (RADIUS, PER)
     assert (given["steps"], given["most"]) == (5, ngf.IN_A_STEP // SIZE**2)
     assert given["target"] == 2
-    assert torch.equal(given["moves"].pop("near_MCHW"), torch.full((3, 3, SIZE, SIZE), MOVE))
     assert given["moves"] == {"steps": 5, "most": given["most"]}
     wanted = given["wanted"]
     assert (len(wanted), wanted.radius, wanted.each) == (3, 0.02, PER)
+    assert torch.equal(wanted.begin_MCHW, torch.full((3, 3, SIZE, SIZE), MOVE))
     assert same(given["drawn"], given["again"][0])
 
 
