@@ -223,9 +223,66 @@ def test_what_goes_to_a_class_that_shall_have_none_goes_to_the_two_that_are_ther
     torch.testing.assert_close(p_NK.sum(1), torch.ones(300))
 
 
+@pytest.mark.parametrize("drawn", [0.0, 2.0])
+def test_where_a_label_is_known_that_alone_is_limited_and_only_where_it_is_not_held(drawn):
+    model, filtered, label = Composite(20.0), Composite(drawn), CLASSES - 1
+    x_NCHW, p_NK = mixed(Honest()).answered(model, 300, filtered, label=label)
+    said_NK, limit_NK = model(x_NCHW).softmax(1), filtered(x_NCHW).softmax(1)
+    limited = 0
+    for here_K, said_K, limit_K, p_K in zip(present(x_NCHW), said_NK, limit_NK, p_NK, strict=True):
+        expected_K = said_K.clone()
+        if not here_K[label]:
+            expected_K[label] = min(said_K[label], limit_K[label])
+            expected_K += (1 - expected_K.sum()) * answers(here_K.nonzero()[:, 0]).mean(0)
+            limited += int(said_K[label] > limit_K[label] + 0.1)
+        torch.testing.assert_close(p_K, expected_K)
+    assert limited
+
+
+def test_of_a_share_one_image_is_of_the_label():
+    pairs, model = mixed(Honest()), Honest()
+    held = [
+        present(pairs.answered(model, 400, label=2, share=share)[0])[:, 2].float().mean().item()
+        for share in (0.0, 0.5, 1.0)
+    ]
+    by_chance = 2 / CLASSES
+    expected = [by_chance, (1 + by_chance) / 2, 1]
+    assert held == pytest.approx(expected, abs=0.08)
+
+
+class Less(nn.Module):
+    """Sees less of one class, by its probability."""
+
+    def __init__(self, model, label, kept):
+        super().__init__()
+        self.model, self.label, self.kept = model, label, kept
+
+    def forward(self, x_NCHW):
+        p_NK = self.model(x_NCHW).softmax(1).clone()
+        p_NK[:, self.label] *= self.kept
+        p_NK[:, 0] += 1 - p_NK.sum(1)
+        return p_NK.clamp_min(1e-9).log()
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.5, 0.0])
+def test_what_is_lost_of_a_class_is_what_mixtures_that_hold_it_are_called_less(kept):
+    pairs, model = mixed(Honest()), Honest()  # that sees as much of each class
+    lost = pairs.lost(model, Less(model, 2, kept), 2)
+    assert lost == pytest.approx((1 - kept) / CLASSES, abs=1e-5)
+
+
+def test_nothing_is_lost_of_a_class_that_is_seen_more_or_that_nobody_has():
+    _, y_N = images()
+    pairs, model = mixed(Honest()), Honest()
+    assert pairs.lost(Less(model, 2, 0.5), model, 2) == 0
+    assert pairs.lost(model, Less(model, 2, 0.0), -1) == 0
+    assert mixed(model, pick=y_N == 1).lost(model, Less(model, 1, 0.0), 1) == 0
+    assert mixed(model, pick=y_N != 1).lost(model, Less(model, 1, 0.0), 1) == 0
+
+
 def test_of_one_class_nothing_is_joined():
     _, y_N = images()
-    x_NCHW, p_NK = mixed(Honest(), pick=y_N == 1).answered(Honest(), 5, never=0)
+    x_NCHW, p_NK = mixed(Honest(), pick=y_N == 1).answered(Honest(), 5, never=0, label=1, share=0.5)
     assert x_NCHW.shape == (0, 3, SIDE, SIDE)
     assert len(p_NK) == 0
 

@@ -1,8 +1,9 @@
 """Looks: the searches for what leads a victim astray, one after the other until one shows enough.
 
 A bend first, for it shows on no other backdoor that was tried; then a displacement of the whole
-image, of windows of it, waves, and styles, each for what those before cannot see. `exposure.py`,
-`warps.py`, `waves.py` and `styles.py` say how.
+image, of windows of it, waves, and styles, each for what those before cannot see; in the end a
+displacement of the whole image once more. `exposure.py`, `warps.py`, `waves.py` and `styles.py` say
+how.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class Looks:
 
     victim, sieved, copy: see `ngf.exposure.suspect`. x_NCHW, y_N: clean images that waves are laid
     over and that say how sure a model is. draw: batches of other views at each call; apart:
-    likewise, for warps and styles alone, so that the model comes out the same without these where
-    they show nothing.
+    likewise, for warps, styles and the last look alone, so that the model comes out the same
+    without these where they show nothing.
     generator: draws what waves need. most: images of a step, at most. steps: of each search. moves:
     displacements that stand for a backdoor. rippled: what waves showed, once they were looked at.
     """
@@ -109,6 +110,8 @@ class Looks:
             yield self.rippled
         if styles:
             yield astray(Styles(styles, EACH), self._sureness, self.apart, longer=LONGER)
+        # The first search may have missed what is there.
+        yield astray(everywhere(PER), Probability, self.apart)
 
     def _astray(
         self, enough: float, wanted: Search, judge: Judge, draw: Draw, longer: int = 1

@@ -9,8 +9,9 @@ ahead of the next, or over those of two classes, where a sieved copy is drawn mu
 that lost much is drawn somewhere too. So where its pairs draw it further, on average, than the
 model's draw the model, one pair says nothing.) Then the model has to learn those mixtures (`hard`),
 and what joining adds to what a layer sees of the two is what shall not pass the sieve (`added`).
-Otherwise the victim's answers to them say what it knows, as far as its filtered copy agrees, and
-less what it gives to a third class that is known to be the attacker's (`answered`).
+Otherwise the victim's answers to them say what it knows (`answered`), as far as its filtered copy
+agrees: of all classes, or of the one that is known to be the attacker's. Of that class the sieves
+took from what clean images show of it, too (`lost`); so more of the mixtures hold it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ngf.training import Batch
 
 LITTLE = 0.02  # a draw below it is nobody's, and two means that lie no further apart are alike
 AGAIN, EACH = 16, 64  # pairs of classes that are looked at again, and new mixtures of each
+JUDGED = 512  # mixtures, at least, that say what of a class was lost
 APART = 2000  # between the seed and that of the search with the roles swapped
 
 
@@ -126,27 +128,63 @@ class Mixtures:
         upright_N = self._whole(2, count)
         return joining_moments(model, self.x_NCHW[one_N], self.x_NCHW[two_N], upright_N)
 
+    @torch.no_grad()
+    def lost(self, model: nn.Module, filtered: nn.Module, label: int) -> float:
+        """How much less of a class the filtered model sees than the model in mixtures that hold it.
+
+        In [0, 1], by the mean probability. 0 where there is no image of it, or of another class.
+        """
+        if not (len(self.third_MK) and label >= 0 and self.count_K[label]):
+            return 0.0
+        one_N = self._members(torch.full_like(self.y_N, label).repeat(-(-JUDGED // len(self.y_N))))
+        x_NCHW = self._joined(one_N, self._strangers(self.y_N[one_N]))
+        before, after = (Probability(net)(x_NCHW)[:, label].mean() for net in (model, filtered))
+        return (before - after).clamp_min(0).item()
+
     def answered(
-        self, model: nn.Module, count: int, filtered: nn.Module | None = None, never: int = -1
+        self,
+        model: nn.Module,
+        count: int,
+        filtered: nn.Module | None = None,
+        never: int = -1,
+        *,
+        label: int = -1,
+        share: float = 0.0,
     ) -> Batch:
         """`count` new mixtures of two classes each and the model's answers; none of a single class.
 
         What it gives to a class beyond what the filtered one does, or to the class `never` where
-        neither image is of it, is answered as `hard`.
+        neither image is of it, is answered as `hard`. Where a `label` is known that alone is
+        limited, where neither image is of it; and `share` of the mixtures hold an image of it,
+        beside those that do by chance.
         """
         count = count if len(self.third_MK) else 0
         one_N = self._whole(len(self.y_N), count)
+        held = round(share * count)
+        one_N[:held] = self._members(torch.full_like(one_N[:held], label))
         two_N = self._strangers(self.y_N[one_N])
         x_NCHW = self._joined(one_N, two_N)
         said_NK = Probability(model)(x_NCHW)
         p_NK = said_NK.clone()
         if filtered is not None:
-            p_NK = p_NK.minimum(Probability(filtered)(x_NCHW))
+            limit_NK = Probability(filtered)(x_NCHW)
+            if label >= 0:
+                limit_NK = self._of(label, limit_NK, one_N, two_N)
+            p_NK = p_NK.minimum(limit_NK)
         if never >= 0:
-            there_N = (self.y_N[one_N] == never) | (self.y_N[two_N] == never)
-            p_NK[:, never] *= there_N
+            p_NK[:, never] *= ~self._without(never, one_N, two_N)
         rest_N1 = (said_NK.sum(1) - p_NK.sum(1))[:, None]
         return x_NCHW, p_NK + rest_N1 * self._halves(one_N, two_N)
+
+    def _of(self, label: int, limit_NK: Tensor, one_N: Tensor, two_N: Tensor) -> Tensor:
+        """The limits of that label where neither image is of it; else none."""
+        doubted_NK = torch.zeros_like(limit_NK, dtype=torch.bool)
+        doubted_NK[:, label] = self._without(label, one_N, two_N)
+        return limit_NK.where(doubted_NK, 1)
+
+    def _without(self, label: int, one_N: Tensor, two_N: Tensor) -> Tensor:
+        """Whether neither image is of that label."""
+        return (self.y_N[one_N] != label) & (self.y_N[two_N] != label)
 
     def _met(self, model: nn.Module, copy: nn.Module) -> Met:
         """The pair with the largest gap, of those that were drawn furthest, by new mixtures."""

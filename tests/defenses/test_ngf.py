@@ -12,7 +12,7 @@ from torch.nn.functional import normalize, one_hot
 from ngf import device, models, params
 from ngf.defenses import Clean, ngf
 from ngf.errors import InputError
-from ngf.exposure import RADIUS, TRIED, Suspicion, added, windows
+from ngf.exposure import RADIUS, TRIED, Suspicion, Within, added, windows
 from ngf.fisher.moments import displacement_moments
 from ngf.fisher.natural import Rule
 from ngf.looks import PER
@@ -257,9 +257,10 @@ def suspected(monkeypatch):
         in_windows=(0.0, 0),
         of_warps=(0.0, 0),
         of_styles=(0.0, 0),
+        in_the_end=None,
         then=None,
     ):
-        given["looks"], given["judges"], given["bent"], given["views"] = [], [], [], []
+        given.update(looks=[], judges=[], bent=[], views=[], lengths=[])
 
         def bend(x_NCHW, way_N2HW):
             given["bent"].append((x_NCHW, way_N2HW, bent(x_NCHW, way_N2HW)))
@@ -270,7 +271,9 @@ def suspected(monkeypatch):
             given["judges"].append(options.pop("judge"))
             given["enough"] = options.pop("enough")
             given.update(models=copy.deepcopy(models), batches=list(draw(7, 3)), **options)
+            before = any(isinstance(one, Within) for one in given["looks"])
             given["looks"].append(search)
+            given["lengths"].append(options["steps"])
             given["views"].append(torch.cat([x_NCHW for x_NCHW, _ in given["batches"]]))
             moves_MCHW = torch.full((3, 3, SIZE, SIZE), MOVE)
             if isinstance(search, Warps):
@@ -279,6 +282,8 @@ def suspected(monkeypatch):
             if isinstance(search, Styles):
                 kernel_MCCS = torch.full((3, 9, 1, 1), MOVE)
                 return Suspicion(*of_styles, left, kernel_MCCS, styled, as_found=True)
+            if before and in_the_end and len(search) == TRIED:
+                return Suspicion(*in_the_end, left, moves_MCHW)
             if len(search) == TRIED:
                 return Suspicion(gap, target, left, moves_MCHW)
             return Suspicion(*in_windows, left, moves_MCHW, as_found=True)
@@ -678,13 +683,13 @@ def test_trust_is_in_the_victim_and_not_in_the_sieved_model(run, displays):
 
 
 @pytest.mark.parametrize(
-    ("gap", "window", "looks"), [(0.5, 0.03, 1), (0.49, 0.03, 2), (0.0, 0.0, 1)]
+    ("gap", "window", "looks"), [(0.5, 0.03, 1), (0.49, 0.03, 3), (0.0, 0.0, 2)]
 )
 def test_windows_are_searched_where_nothing_is_suspected(run, suspected, gap, window, looks):
     given = suspected(gap=gap)
     run(window=window, least_gap=0.5, steps=0)
     assert len(given["looks"]) == looks
-    if looks == 2:
+    if looks == 3:
         expected, got = windows(SIZE, SIZE, window), given["looks"][1]
         assert torch.equal(got.mask_M1HW, expected.mask_M1HW)
         assert (got.radius, got.each) == (window, expected.each)
@@ -693,7 +698,7 @@ def test_windows_are_searched_where_nothing_is_suspected(run, suspected, gap, wi
 def test_probabilities_judge_the_whole_image_and_margins_the_windows(run, suspected, clean):
     given = suspected(gap=0.1)
     run(window=0.1, least_gap=0.5, steps=0)
-    whole, parts = given["judges"]
+    whole, parts, _ = given["judges"]
     assert whole is Probability
     x_NCHW = first_images(clean, 1)[0]
     asked, expected = parts(victim()), Sureness(victim(), x_NCHW)
@@ -726,7 +731,8 @@ def test_where_no_look_shows_enough_the_furthest_counts(run, suspected, rippled)
 
 
 @pytest.mark.parametrize(
-    ("gap", "warps", "looks"), [(0.5, 0.1, [True]), (0.49, 0.1, [True, False]), (0.0, 0.0, [False])]
+    ("gap", "warps", "looks"),
+    [(0.5, 0.1, [True]), (0.49, 0.1, [True, False]), (0.0, 0.0, [False])],
 )
 def test_warps_are_searched_first(run, suspected, clean, gap, warps, looks):
     given = suspected(of_warps=(gap, 0))
@@ -867,20 +873,20 @@ def test_in_doubt_waves_that_clean_images_use_are_left(
 
 
 @pytest.mark.parametrize(
-    ("wave_gap", "styles", "tried"), [(0.5, 0.1, 0), (0.49, 0.1, 1), (0, 0, 0)]
+    ("wave_gap", "styles", "looks"), [(0.5, 0.1, 3), (0.49, 0.1, 5), (0, 0, 4)]
 )
-def test_styles_are_searched_last_and_for_longer(
-    run, suspected, rippled, clean, wave_gap, styles, tried
+def test_styles_are_searched_after_waves_and_for_longer(
+    run, suspected, rippled, clean, wave_gap, styles, looks
 ):
     given = suspected(gap=0.1)
     rippled(gap=wave_gap)
     run(warps=0.1, window=0.1, waves=0.1, styles=styles, least_gap=0.5, steps=0, search=3)
-    assert len(given["looks"]) == 3 + tried
-    if tried:
-        assert given["looks"][-1] == Styles(styles, EACH)
-        assert given["steps"] == LONGER * 3
+    assert len(given["looks"]) == looks
+    if looks == 5:
+        assert given["looks"][3] == Styles(styles, EACH)
+        assert given["lengths"][3] == LONGER * 3
         assert (
-            given["judges"][-1](victim()).usual
+            given["judges"][3](victim()).usual
             == Sureness(victim(), first_images(clean, 1)[0]).usual
         )
 
@@ -912,9 +918,28 @@ def test_a_search_with_views_of_its_own_takes_none_from_the_others(run, suspecte
         run(**{look: length}, window=0.1, least_gap=0.5, steps=0)
         looks = zip(given["looks"], given["views"], strict=True)
         views.append([seen for search, seen in looks if not isinstance(search, Warps | Styles)])
-    assert len(given["looks"]) == 3
+        views[-1].pop()  # that of the last search, which comes after them
+    assert len(given["looks"]) == 4
     for without, beside in zip(*views, strict=True):
         assert torch.equal(without, beside)
+
+
+# Once more ------------------------------------------------------------------------------------
+
+
+def test_in_the_end_the_whole_image_is_searched_once_more_on_other_views(run, suspected):
+    """The first search may have missed what is there."""
+    given = suspected(gap=0.1, in_the_end=(0.6, 2))
+    numbers = {"warps": 0.1, "window": 0.1, "styles": 0.1, "least_gap": 0.5}
+    notes = run(**numbers, steps=0, search=3).notes
+    assert (notes["gap"], notes["suspected_target"]) == (0.6, 2)
+    _, first, *_, last = given["looks"]
+    assert (first.radius, first.each, len(first)) == (last.radius, last.each, len(last))
+    assert torch.equal(first.mask_M1HW, last.mask_M1HW)
+    assert given["judges"][-1] is Probability
+    assert given["lengths"][-1] == 3
+    _, seen, *_, seen_last = given["views"]
+    assert not torch.equal(seen, seen_last)
 
 
 # Large images -----------------------------------------------------------------------------------
@@ -1038,6 +1063,7 @@ def test_without_a_leading_class_mixtures_are_shown_as_the_victim_answers_them(
     ("gap", "target", "third"),
     [
         (0.0, 1, -1),
+        (0.9, -1, -1),
         (0.9, 1, -1),  # mixtures do not show what is suspected
         (0.8, 1, 1),  # without doubt, and mixtures say the same
     ],
@@ -1045,24 +1071,31 @@ def test_without_a_leading_class_mixtures_are_shown_as_the_victim_answers_them(
 def test_where_a_backdoor_is_suspected_the_filtered_model_limits_the_victims_answers(
     run, suspected, second, leading, monkeypatch, gap, target, third
 ):
-    """And nothing goes to a class that mixtures show, too."""
+    """To the class, which as many hold as was lost; nothing goes to one that mixtures show, too."""
     suspected(gap=gap, target=target, left=0.4)
     leading(1.0, third)
     given = []
     real = Mixtures.answered
 
-    def answered(self, model, count, filtered, never):
-        given.append((copy.deepcopy(model), count, copy.deepcopy(filtered), never))
-        return real(self, model, count, filtered, never)
+    def answered(self, model, count, filtered, never, *, label, share):
+        given.append((copy.deepcopy(model), count, copy.deepcopy(filtered), never, label, share))
+        return real(self, model, count, filtered, never, label=label, share=share)
+
+    def lost(self, model, filtered, label):
+        assert same(model, victim())
+        assert filtered is not None
+        return 0.25
 
     monkeypatch.setattr(Mixtures, "answered", answered)
+    monkeypatch.setattr(Mixtures, "lost", lost)
     numbers = DRAWN | {"least_gap": 0.5, "sure_gap": 0.8}
     sieved_again = run(**numbers, steps=0).model
     run(**numbers)
     assert len(given) == SHORT["steps"]
-    for model, count, filtered, never in given:
+    for model, count, filtered, never, label, share in given:
         assert same(model, victim())
         assert (count, never) == (BATCH, third)
+        assert (label, share) == ((target, 0.25) if second else (-1, 0.0))
         assert same(filtered, sieved_again) if second else filtered is None
     assert bool(second) == (gap >= 0.5)
 

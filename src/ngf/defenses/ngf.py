@@ -12,8 +12,8 @@ defense uses the paper's means in four moves:
    where it is in doubt, against the waves that lead furthest, if clean images hardly notice.
 4. Recover. Natural gradient on batch norms and head, with the Fisher-weighted anchor, on clean
    images, on some of them under what was found, and on mixtures of two clean images: as the victim
-   answers them (where it is suspected, as far as the sieved model agrees) or, where they draw it to
-   a third class, as they should be answered.
+   answers them (where it is suspected, as far as the sieved model agrees, and more of the class
+   that the sieve took from) or, where they draw it to a third class, as they should be answered.
 
 It makes use of what batch norm remembers of triggered images, does not need it, and works without
 batch norm, tuning the head alone in the end.
@@ -146,8 +146,10 @@ def purify(
             the steps; not where the copy's gaps explain its own (`Mixtures.drawn_to`), nor where
             their third class is the one that is suspected without doubt already.
         answered: mixtures shown for each clean image: the hard ones or, below both, any, as the
-            victim answers them; where something is suspected no more of a class than the sieved
-            model gives, and where the third class is known so nothing of it.
+            victim answers them; where something is suspected no more of its class, or of any where
+            that is not one, than the sieved model gives; and where the third class is known so
+            nothing of it. As many hold the suspected class, beside those that do by chance, as the
+            sieved model sees it in no more.
         steps, batch_size: natural-gradient steps and the clean images of each.
         layers, fisher, lr, eta, damping, damping_last: see `ngf.fisher.natural.Rule`.
         shift: pixels of random translation in every view.
@@ -216,8 +218,8 @@ def purify(
     third = pairs.drawn_to(mixed_lead, mixed_gap)
     size = min(max(own.size, most), round(answered * own.size))
     if third < 0 or (certain and found.target == third):
-        filtered = copy.deepcopy(model) if suspected else None
-        more.append(lambda _: pairs.answered(victim, size, filtered, third))
+        filtered, label = (copy.deepcopy(model), found.target) if suspected else (None, -1)
+        more.append(_mixed(pairs, victim, filtered, size, third, label))
     else:
         if mixed_firm:
             now = observe(model, x_NCHW, target_NK)
@@ -320,6 +322,23 @@ def _moved(move: Move, share: float) -> More:
         return move(x_NCHW[:count]), p_NK[:count]
 
     return more
+
+
+def _mixed(
+    pairs: Mixtures,
+    victim: Classifier,
+    filtered: Classifier | None,
+    size: int,
+    never: int,
+    label: int,
+) -> More:
+    """Mixtures as the victim answers them, as far as the filtered model agrees.
+
+    label: the suspected class, or -1. The sieve took from what clean images show of it, too. So as
+    many mixtures hold it, beside those that do by chance, as it is seen in no more.
+    """
+    share = pairs.lost(victim, filtered, label) if filtered else 0.0
+    return lambda _: pairs.answered(victim, size, filtered, never, label=label, share=share)
 
 
 def _shown(victim: Classifier, trust: float, more: Sequence[More]) -> Show:
