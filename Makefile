@@ -34,6 +34,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 run: install  ## run the default grid (dvc repro) and print its results
+	@ngf repro --check
 	@dvc repro --quiet --keep-going; status=$$?; ngf table; exit $$status
 
 table: install  ## print the results again

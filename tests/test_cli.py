@@ -139,6 +139,11 @@ BAD = {
     "benchmark by nobody": (("bench", "--jobs", "0"), None, "jobs must be"),
     "grid by nobody": (("repro", "--jobs", "0"), None, "jobs must be"),
     "grid where there is none": (("repro",), None, "not inside of a DVC repository"),
+    "grid of an unknown attack": (
+        ("repro", "--check"),
+        lambda w: (w / "params.yaml").write_text("grid: {attacks: [badnetz]}"),
+        "unknown attack 'badnetz': there is ",
+    ),
     "parameters missing": (
         (*PURIFY, "--defense", "none"),
         lambda w: (w / "params.yaml").unlink(),

@@ -1,6 +1,7 @@
 """`ngf repro --jobs`: DVC's own graph and lock file, several stages at a time."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -116,3 +117,26 @@ def test_an_unknown_stage_and_no_project_are_named(project, tmp_path_factory, mo
     monkeypatch.chdir(tmp_path_factory.mktemp("empty"))
     with pytest.raises(InputError, match="not inside of a DVC repository"):
         repro.graph([])
+
+
+@pytest.mark.parametrize(
+    ("room", "name", "said"),
+    [
+        ("datasets", "sings", "unknown data set 'sings': there is cifar10, folder"),
+        ("attacks", "badnetz", "unknown attack 'badnetz': there is adaptive_blend, badnets"),
+        ("defenses", "nfg", "unknown defense 'nfg': there is anp"),
+        ("promote", "fp", "unknown grid.promote 'fp': there is none, ngf"),
+    ],
+)
+def test_a_grid_that_names_what_does_not_exist_starts_nothing(project, room, name, said):
+    """DVC alone would miss the file of that attack, and run the rest."""
+    grid = {"datasets": ["signs"], "attacks": ["badnets"], "defenses": ["none", "ngf"]}
+    (project / "params.yaml").write_text(yaml.safe_dump({"grid": grid | {"promote": ["ngf"]}}))
+    repro.check_grid()
+    broken = {"grid": grid | {room: [*grid.get(room, []), name]}}
+    (project / "params.yaml").write_text(yaml.safe_dump(broken))
+    with pytest.raises(InputError, match=re.escape(said)):
+        repro.run([], 1, lambda _: None)
+    assert not (project / "dvc.lock").exists()
+    (project / "params.yaml").write_text("other: {}\n")  # a project of somebody else's
+    repro.check_grid()

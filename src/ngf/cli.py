@@ -413,10 +413,16 @@ def repro(
     jobs: Annotated[
         int, typer.Option(help="Stages at a time; CPU threads are divided among them.")
     ] = 1,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether params.yaml's grid names what exists.")
+    ] = False,
 ) -> None:
     """`dvc repro` with several stages at a time; one that fails stops those that need it alone."""
     from ngf import repro as parallel
 
+    if check:
+        parallel.check_grid()
+        return
     found = parallel.run(targets or [], jobs, lambda line: print(line, file=sys.stderr))
     lost = [stage for stage, outcome in found.items() if outcome != "done"]
     print(f"{len(found) - len(lost)} of {len(found)} stages are done")

@@ -20,8 +20,14 @@ def names(room: str) -> list[str]:
     return sorted(name for name in found if not name.startswith("_"))
 
 
+def known(room: str, name: str) -> str:
+    """The name; `InputError` with the existing names where there is no such plug-in."""
+    there = names(room)
+    if name not in there:
+        raise InputError(f"unknown {ROOMS[room]} '{name}': there is {', '.join(there)}")
+    return name
+
+
 def load(room: str, name: str) -> ModuleType:
-    """The plug-in `name`; `InputError` with the existing names where there is none."""
-    if name not in names(room):
-        raise InputError(f"unknown {ROOMS[room]} '{name}': there is {', '.join(names(room))}")
-    return importlib.import_module(f"ngf.{room}.{name}")
+    """The plug-in `name`; `InputError` as in `known`."""
+    return importlib.import_module(f"ngf.{room}.{known(room, name)}")

@@ -15,12 +15,30 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ngf import jobs
+from ngf import jobs, params, plugins
 from ngf.errors import InputError
 
 BUSY = ("unable to acquire lock", "is busy", "locked by", "being blocked")
 PATIENCE_S = 3600.0
 PAUSE_S = 0.5
+
+
+def check_grid(file: Path = Path("params.yaml")) -> None:
+    """Whether the `grid` of a parameter file, if there is one, names what exists.
+
+    DVC would only miss the file of a misspelt attack, name none that is there, and start the rest.
+
+    Raises:
+        InputError: no such data set, attack or defense, or one to promote that is not active.
+    """
+    grid = params.read(file).get("grid") if file.exists() else None
+    if not isinstance(grid, dict):
+        return
+    for room in ("datasets", "attacks", "defenses"):
+        for name in grid.get(room) or []:
+            plugins.known(room, str(name))
+    for name in grid.get("promote") or []:
+        params.one_of(grid.get("defenses") or [], **{"grid.promote": name})
 
 
 def graph(targets: Sequence[str]) -> dict[str, set[str]]:
@@ -58,8 +76,9 @@ def run(targets: Sequence[str], at_once: int, say: Callable[[str], None]) -> dic
     """{stage: "done", "failed" or "skipped"}; what DVC finds unchanged is done at once.
 
     Raises:
-        InputError: as in `graph`; nothing was started.
+        InputError: as in `check_grid` and `graph`; nothing was started.
     """
+    check_grid()
     threads = str(jobs.threads_each(at_once))
     needs = graph(targets)
     here = str(Path(sys.executable).parent)  # `ngf` is there, whoever calls from wherever
