@@ -1084,7 +1084,7 @@ def test_where_a_backdoor_is_suspected_the_filtered_model_limits_the_victims_ans
     def lost(self, model, filtered, label):
         assert same(model, victim())
         assert filtered is not None
-        return 0.25
+        return 0.25 if label >= 0 else 0.0
 
     monkeypatch.setattr(Mixtures, "answered", answered)
     monkeypatch.setattr(Mixtures, "lost", lost)
@@ -1095,7 +1095,8 @@ def test_where_a_backdoor_is_suspected_the_filtered_model_limits_the_victims_ans
     for model, count, filtered, never, label, share in given:
         assert same(model, victim())
         assert (count, never) == (BATCH, third)
-        assert (label, share) == ((target, 0.25) if second else (-1, 0.0))
+        known = target if second and third < 0 else -1
+        assert (label, share) == (known, 0.25 if known >= 0 else 0.0)
         assert same(filtered, sieved_again) if second else filtered is None
     assert bool(second) == (gap >= 0.5)
 

@@ -147,9 +147,9 @@ def purify(
             their third class is the one that is suspected without doubt already.
         answered: mixtures shown for each clean image: the hard ones or, below both, any, as the
             victim answers them; where something is suspected no more of its class, or of any where
-            that is not one, than the sieved model gives; and where the third class is known so
-            nothing of it. As many hold the suspected class, beside those that do by chance, as the
-            sieved model sees it in no more.
+            that is not one or the third class is known so, than the sieved model gives; and nothing
+            of that third class. As many hold the suspected class, where it is not that one, beside
+            those that do by chance, as the sieved model sees it in no more.
         steps, batch_size: natural-gradient steps and the clean images of each.
         layers, fisher, lr, eta, damping, damping_last: see `ngf.fisher.natural.Rule`.
         shift: pixels of random translation in every view.
@@ -218,7 +218,8 @@ def purify(
     third = pairs.drawn_to(mixed_lead, mixed_gap)
     size = min(max(own.size, most), round(answered * own.size))
     if third < 0 or (certain and found.target == third):
-        filtered, label = (copy.deepcopy(model), found.target) if suspected else (None, -1)
+        filtered = copy.deepcopy(model) if suspected else None
+        label = found.target if suspected and third < 0 else -1
         more.append(_mixed(pairs, victim, filtered, size, third, label))
     else:
         if mixed_firm:
@@ -334,8 +335,10 @@ def _mixed(
 ) -> More:
     """Mixtures as the victim answers them, as far as the filtered model agrees.
 
-    label: the suspected class, or -1. The sieve took from what clean images show of it, too. So as
-    many mixtures hold it, beside those that do by chance, as it is seen in no more.
+    label: the suspected class, or -1 where there is no one class or mixtures show it themselves:
+    then what the victim sees of it there is not only what clean images show. Else the sieve took
+    from that, too. So as many mixtures hold it, beside those that do by chance, as it is seen in no
+    more.
     """
     share = pairs.lost(victim, filtered, label) if filtered else 0.0
     return lambda _: pairs.answered(victim, size, filtered, never, label=label, share=share)
