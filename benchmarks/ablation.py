@@ -36,7 +36,8 @@ class Cell(NamedTuple):
 
 
 NO_MIXTURES = {"mixed_lead": 1.0, "mixed_gap": 1.0, "answered": 0.0}
-FIRST = {"least_gap": 1.0, "search": 1, "waves": 0.0, "styles": 0.0, **NO_MIXTURES}  # no suspicion
+NO_LATE = {"waves": 0.0, "styles": 0.0, "classes": 0.0}  # looks
+FIRST = {"least_gap": 1.0, "search": 1, **NO_LATE, **NO_MIXTURES}  # no suspicion
 NO_FIRST = {"weak": 0.0, "damp": 0.0}
 DEFENSES = (
     "none", "finetune", "finetune_head", "ft_sam", "ngf_strict", "ngf_released", "ngf",

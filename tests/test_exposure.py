@@ -15,6 +15,7 @@ from ngf.exposure import (
     Suspicion,
     added,
     everywhere,
+    for_each_class,
     led_astray,
     led_to,
     left_in,
@@ -247,6 +248,49 @@ def test_a_small_trigger_that_the_whole_image_drowns_shows_in_windows():
     whole = found(victim, copied=copied, search=everywhere(EACH, radius=0.05))
     parts = found(victim, copied=copied, search=windows(SIDE, SIDE, 0.05))
     assert parts.gap > whole.gap + 0.2
+
+
+class InTurn(Images):
+    """Image n is of the class n mod CLASSES."""
+
+    def batch(self, size):
+        x_NCHW, y_N = super().batch(4 * size)  # enough of each
+        own_MN = [torch.nonzero(y_N == label)[: size // CLASSES, 0] for label in range(CLASSES)]
+        rows_N = torch.stack(own_MN, 1).flatten()
+        return x_NCHW[rows_N], y_N[rows_N]
+
+
+class OpenedIn(Opened):
+    """Only in images of one class."""
+
+    def __init__(self, source, target, strength):
+        super().__init__(target, strength)
+        self.source = source
+
+    def forward(self, x_NCHW):
+        closed_NK, opened_NK = Opened.forward(honest(), x_NCHW), super().forward(x_NCHW)
+        own_N1 = closed_NK.argmax(1, keepdim=True) == self.source
+        return torch.where(own_N1, opened_NK, closed_NK)
+
+
+@pytest.mark.parametrize("source", [0, 1])
+def test_a_backdoor_for_images_of_one_class_shows_in_that_class(source):
+    """Its displacement alone is kept, and stands for the backdoor as it is."""
+    victim, search = OpenedIn(source, TARGET, 300).eval(), for_each_class(CLASSES, RADIUS)
+    suspicion = found(victim, draw=InTurn(), search=search)
+    assert suspicion.gap > 0.9
+    assert suspicion.target == TARGET
+    assert suspicion.as_found
+    assert len(suspicion.moves_MCHW) == 1
+    x_NCHW, y_N = InTurn(7).batch(60)
+    led_N = victim(added(x_NCHW, suspicion.moves_MCHW)).argmax(1) != y_N
+    assert torch.equal(led_N, y_N == source)
+    assert found(victim).gap < suspicion.gap - 0.3  # one displacement for all classes
+
+
+def test_by_class_a_victim_like_its_copy_has_no_gap():
+    suspicion = found(honest(), draw=InTurn(), search=for_each_class(CLASSES, RADIUS))
+    assert abs(suspicion.gap) < 0.1
 
 
 @pytest.mark.parametrize("strength", [0, 20, 80, 300])

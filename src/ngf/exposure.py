@@ -16,6 +16,8 @@ backdoor may send each class to another one.
 A patch of a few pixels takes little of a displacement's length, and on a sharp network the whole
 image's gradients drown it. Where displacements of the whole image show nothing, the same search is
 made in *windows*: each displacement has a part of the image for itself, and all of the length.
+A backdoor for images of some classes alone shows in no displacement that all images share: for it
+there is one *for each class*, found and judged on images of that class.
 Other displacements are no sum, as warps (`warps.py`) and styles (`styles.py`): a search says what
 it does to an image.
 """
@@ -43,6 +45,7 @@ Made = Callable[[Tensor], Tensor]  # the displacements that numbers make; linear
 TRIED = 8  # displacements of the whole image that are searched together
 RADIUS = 0.02  # their largest root mean square, in pixel values of [0, 1]
 IN_A_WINDOW = 3  # images of a step in each window
+IN_A_CLASS = 8  # and of each class
 PARTS = 6  # of a side; a window takes two, and the next one begins a part further
 FIRST, LAST = 1.0, 0.05  # length of a step, in radii; in between linear
 NEAR = 0.5  # of the first one where a search begins at what was found
@@ -141,6 +144,16 @@ def windows(height: int, width: int, radius: float) -> Search:
         )
         mask_HW[down, across] = 1
     return Within(radius, IN_A_WINDOW, as_found=True, mask_M1HW=mask_M1HW)
+
+
+def for_each_class(count: int, radius: float) -> Search:
+    """One displacement of the whole image for each of so many classes.
+
+    Batches must hold images of class n mod `count` at n (`ngf.views.Views.by_class`), which is the
+    displacement that they take.
+    """
+    mask_M1HW = torch.ones(count, 1, 1, 1)
+    return Within(radius, IN_A_CLASS, as_found=True, mask_M1HW=mask_M1HW)
 
 
 @dataclass(frozen=True)

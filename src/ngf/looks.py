@@ -1,14 +1,14 @@
 """Looks: the searches for what leads a victim astray, one after the other until one shows enough.
 
 A bend first, for it shows on no other backdoor that was tried; then a displacement of the whole
-image, of windows of it, waves, and styles, each for what those before cannot see; in the end a
-displacement of the whole image once more. `exposure.py`, `warps.py`, `waves.py` and `styles.py` say
-how.
+image, of windows of it, waves, and styles, each for what those before cannot see; then a
+displacement of the whole image once more, and in the end one for each class. `exposure.py`,
+`warps.py`, `waves.py` and `styles.py` say how.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -21,6 +21,7 @@ from ngf.exposure import (
     Search,
     Suspicion,
     everywhere,
+    for_each_class,
     led_to,
     left_in,
     near,
@@ -33,6 +34,8 @@ from ngf.warps import Warps
 from ngf.waves import Shown, strongest
 
 PER = 8  # images of a step under each displacement of the whole image, or each bend
+CLASSES = 64  # more are not searched one by one: that would take longer than all other looks
+LASTING = 0.75  # left of what one class shows, from which on it is the class and no backdoor
 
 
 @dataclass
@@ -41,8 +44,9 @@ class Looks:
 
     victim, sieved, copy: see `ngf.exposure.suspect`. x_NCHW, y_N: clean images that waves are laid
     over and that say how sure a model is. draw: batches of other views at each call; apart:
-    likewise, for warps, styles and the last look alone, so that the model comes out the same
-    without these where they show nothing.
+    likewise, for warps, styles and the last looks alone, so that the model comes out the same
+    without these where they show nothing. by_class: likewise, of equally many images of each class,
+    see `ngf.views`.
     generator: draws what waves need. most: images of a step, at most. steps: of each search. moves:
     displacements that stand for a backdoor. rippled: what waves showed, once they were looked at.
     """
@@ -54,6 +58,7 @@ class Looks:
     y_N: Tensor
     draw: Draw
     apart: Draw
+    by_class: Draw
     generator: torch.Generator
     most: int
     steps: int
@@ -62,16 +67,23 @@ class Looks:
     _sure: dict[nn.Module, Sureness] = field(default_factory=dict, init=False)
 
     def first(
-        self, least_gap: float, *, warps: float, window: float, waves: float, styles: float
+        self,
+        least_gap: float,
+        *,
+        warps: float,
+        window: float,
+        waves: float,
+        styles: float,
+        classes: float,
     ) -> Suspicion:
         """What the first look shows that shows so much; where none does, what may show most.
 
         Args:
-            warps, window, waves, styles: the root mean square of each, see `ngf.warps`,
-                `ngf.exposure`, `ngf.waves` and `ngf.styles`; 0 leaves a look out.
+            warps, window, waves, styles, classes: the root mean square of each, see `ngf.warps`,
+                `ngf.exposure`, `ngf.waves`, `ngf.styles` and `ngf.exposure`; 0 leaves a look out.
         """
         found = []
-        for one in self._found(least_gap, warps, window, waves, styles):
+        for one in self._found(least_gap, warps, window, waves, styles, classes):
             found.append(one)
             if one.gap >= least_gap:
                 break
@@ -96,7 +108,13 @@ class Looks:
         return replace(found, left=left_in(sieved, found, self.victim, self.copy, batches))
 
     def _found(
-        self, enough: float, warps: float, window: float, waves: float, styles: float
+        self,
+        enough: float,
+        warps: float,
+        window: float,
+        waves: float,
+        styles: float,
+        classes: float,
     ) -> Iterator[Suspicion]:
         astray = partial(self._astray, enough)
         if warps:
@@ -112,6 +130,8 @@ class Looks:
             yield astray(Styles(styles, EACH), self._sureness, self.apart, longer=LONGER)
         # The first search may have missed what is there.
         yield astray(everywhere(PER), Probability, self.apart)
+        if classes and 1 < (count := len(self.y_N.unique())) <= CLASSES:
+            yield self._class_by_class(count, classes, astray)
 
     def _astray(
         self, enough: float, wanted: Search, judge: Judge, draw: Draw, longer: int = 1
@@ -120,6 +140,16 @@ class Looks:
         return suspect(
             *models, draw, wanted, steps=steps, most=self.most, judge=judge, enough=enough
         )
+
+    def _class_by_class(
+        self, count: int, rms: float, astray: Callable[..., Suspicion]
+    ) -> Suspicion:
+        """One of many classes is always led away, as it is by nature: towards its like.
+
+        What a first sieve hardly changes is no more than that, and shows nothing.
+        """
+        found = astray(for_each_class(count, rms), self._sureness, self.by_class)
+        return replace(found, gap=min(found.gap, 0.0)) if found.left >= LASTING else found
 
     def _waved(self, rms: float) -> Suspicion:
         models = self.victim, self.sieved, self.copy

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize, one_hot
 from ngf import device, models, params
 from ngf.defenses import Clean, ngf
 from ngf.errors import InputError
-from ngf.exposure import RADIUS, TRIED, Suspicion, Within, added, windows
+from ngf.exposure import RADIUS, TRIED, Suspicion, Within, added, for_each_class, windows
 from ngf.fisher.moments import displacement_moments
 from ngf.fisher.natural import Rule
 from ngf.looks import PER
@@ -42,6 +42,7 @@ SHORT = {
     "warps": 0.0,
     "waves": 0.0,
     "styles": 0.0,
+    "classes": 0.0,
 }
 NO_SECOND = {"least_gap": 1.0}
 SIEVE_ALONE = {"steps": 0, "search": 1, **NO_SECOND}
@@ -257,6 +258,7 @@ def suspected(monkeypatch):
         in_windows=(0.0, 0),
         of_warps=(0.0, 0),
         of_styles=(0.0, 0),
+        of_classes=(0.0, 0),
         in_the_end=None,
         then=None,
     ):
@@ -282,6 +284,8 @@ def suspected(monkeypatch):
             if isinstance(search, Styles):
                 kernel_MCCS = torch.full((3, 9, 1, 1), MOVE)
                 return Suspicion(*of_styles, left, kernel_MCCS, styled, as_found=True)
+            if len(search) == CLASSES:
+                return Suspicion(*of_classes, left, moves_MCHW, as_found=True)
             if before and in_the_end and len(search) == TRIED:
                 return Suspicion(*in_the_end, left, moves_MCHW)
             if len(search) == TRIED:
@@ -940,6 +944,58 @@ def test_in_the_end_the_whole_image_is_searched_once_more_on_other_views(run, su
     assert given["lengths"][-1] == 3
     _, seen, *_, seen_last = given["views"]
     assert not torch.equal(seen, seen_last)
+
+
+# Class by class ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gap", "classes", "most", "looks"),
+    [
+        (0.49, 0.1, CLASSES, 4),
+        (0.5, 0.1, CLASSES, 1),
+        (0.49, 0.0, CLASSES, 3),
+        (0.49, 0.1, CLASSES - 1, 3),
+    ],
+)
+def test_what_no_other_look_shows_is_searched_class_by_class(
+    run, suspected, clean, monkeypatch, gap, classes, most, looks
+):
+    """Not where there are too many of them."""
+    monkeypatch.setattr("ngf.looks.CLASSES", most)
+    given = suspected(gap=gap)
+    run(window=0.1, classes=classes, least_gap=0.5, steps=0, search=3)
+    assert len(given["looks"]) == looks
+    if looks == 4:
+        last, expected = given["looks"][-1], for_each_class(CLASSES, classes)
+        assert (last.radius, last.each, last.as_found) == (classes, expected.each, True)
+        assert torch.equal(last.mask_M1HW, expected.mask_M1HW)
+        for _, y_N in given["batches"]:
+            assert y_N.tolist() == list(range(CLASSES)) * (7 // CLASSES)
+        usual = Sureness(victim(), first_images(clean, 1)[0]).usual
+        assert given["judges"][-1](victim()).usual == usual
+
+
+@pytest.mark.parametrize(("left", "expected"), [(0.74, 0.6), (0.75, 0.2), (1.0, 0.2)])
+def test_what_the_first_sieve_hardly_changes_is_the_class_and_no_backdoor(
+    run, suspected, left, expected
+):
+    suspected(gap=0.2, of_classes=(0.6, 2), left=left)
+    notes = run(classes=0.1, least_gap=0.5, steps=0).notes
+    assert notes["gap"] == expected
+    assert notes["suspected"] == (expected == 0.6)
+
+
+def test_what_one_class_shows_stands_for_the_backdoor(run, suspected, second, displays):
+    given = suspected(gap=0.1, of_classes=(1.0, 2), left=0.7)
+    notes = run(classes=0.1, least_gap=0.5, share=1.0, reach=0.5, steps=3).notes
+    assert "target" not in given  # nothing is searched for in its place
+    assert (notes["gap"], notes["suspected_target"]) == (1.0, 2)
+    assert len(second) == 1
+    assert displays["shown"]
+    for (x_NCHW, _), (shown_NCHW, _) in displays["shown"]:
+        length_N = (shown_NCHW[BATCH:] - x_NCHW[: round(0.7 * BATCH)]).mean((1, 2, 3))
+        assert 0 <= length_N.min() < 0.25 * MOVE < length_N.max() <= 0.5001 * MOVE
 
 
 # Large images -----------------------------------------------------------------------------------

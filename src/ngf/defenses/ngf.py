@@ -6,7 +6,8 @@ defense uses the paper's means in four moves:
 1. Sieve. Closed filters let through only what clean images use, as strongly as the loss on them
    allows. A copy is filtered without that care.
 2. Suspect. Find what leads the model astray, and not its copy: by gradients a warp and, where none
-   does, a displacement of the whole image, then of windows of it, then a wave, then a style. Ask
+   does, a displacement of the whole image, then of windows of it, then a wave, then a style, in the
+   end a displacement for each class. Ask
    which class mixtures of two clean images are drawn to that is neither's.
 3. Sieve again, against what leads it astray, after a milder first sieve where that is certain;
    where it is in doubt, against the waves that lead furthest, if clean images hardly notice.
@@ -58,7 +59,7 @@ RANGES = {
     **dict.fromkeys(("views", "moves", "search", "mixed"), (1, math.inf)),
     **dict.fromkeys(("weak", "damp", "budget", "strong", "firm", "reach"), (0, math.inf)),
     **dict.fromkeys(("mixed_firm", "mixed_longer", "answered", "steps"), (0, math.inf)),
-    **dict.fromkeys(("warps", "window", "waves", "styles", "doubt"), (0, 1)),
+    **dict.fromkeys(("warps", "window", "waves", "styles", "classes", "doubt"), (0, 1)),
     **dict.fromkeys(("share", "trust", "mixed_lead", "mixed_gap"), (0, 1)),
     **dict.fromkeys(("radius", "sure_gap"), (1e-6, 1)),
 }
@@ -81,6 +82,7 @@ def purify(
     window: float,
     waves: float,
     styles: float,
+    classes: float,
     moves: int,
     radius: float,
     reach: float,
@@ -127,11 +129,15 @@ def purify(
         waves: root mean square of the waves that are tried where nothing is suspected still, see
             `ngf.waves`; 0 tries none.
         styles: largest root mean square of the kernels of styles that are searched where nothing is
-            suspected even then, see `ngf.styles`; 0 searches none. All gaps count alike.
+            suspected even then, see `ngf.styles`; 0 searches none.
+        classes: largest root mean square of the displacements that are searched in the end, one for
+            each class, where there are no more of them than `ngf.looks.CLASSES`; 0 searches none.
+            All gaps count alike.
         moves, radius: how many displacements to the suspected class stand for its backdoor, and
             their largest root mean square, in pixel values of [0, 1]; twice as many where MUCH is
             left. What was found does itself where it leads to no one class, lies in a window, or
-            is a warp, a wave or a style.
+            is a warp, a wave or a style,
+            or is one class's.
         reach: images are moved by up to `reach` times such a displacement.
         share: of a batch's images, shown a second time when moved, in the last move; times that
             product.
@@ -185,12 +191,14 @@ def purify(
         *(victim, sieved, strict, x_NCHW, y_N),
         draw=clean_views.draw,
         apart=clean_views.apart,
+        by_class=clean_views.by_class,
         generator=own_chance,
         most=most,
         steps=search,
         moves=moves,
     )
-    found = looks.first(least_gap, warps=warps, window=window, waves=waves, styles=styles)
+    kinds = {"warps": warps, "window": window, "waves": waves, "styles": styles, "classes": classes}
+    found = looks.first(least_gap, **kinds)
     suspected = found.gap >= least_gap
     certain = suspected and found.gap >= sure_gap
     if firm and certain and found.adds:
