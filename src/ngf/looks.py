@@ -148,7 +148,8 @@ class Looks:
 
         What a first sieve hardly changes is no more than that, and shows nothing.
         """
-        found = astray(for_each_class(count, rms), self._sureness, self.by_class)
+        search = for_each_class(count, rms)
+        found = astray(search, self._sureness, self.by_class, longer=LONGER)
         return replace(found, gap=min(found.gap, 0.0)) if found.left >= LASTING else found
 
     def _waved(self, rms: float) -> Suspicion:

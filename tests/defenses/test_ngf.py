@@ -969,6 +969,7 @@ def test_what_no_other_look_shows_is_searched_class_by_class(
     if looks == 4:
         last, expected = given["looks"][-1], for_each_class(CLASSES, classes)
         assert (last.radius, last.each, last.as_found) == (classes, expected.each, True)
+        assert given["lengths"][-1] == LONGER * 3
         assert torch.equal(last.mask_M1HW, expected.mask_M1HW)
         for _, y_N in given["batches"]:
             assert y_N.tolist() == list(range(CLASSES)) * (7 // CLASSES)
@@ -984,6 +985,16 @@ def test_what_the_first_sieve_hardly_changes_is_the_class_and_no_backdoor(
     notes = run(classes=0.1, least_gap=0.5, steps=0).notes
     assert notes["gap"] == expected
     assert notes["suspected"] == (expected == 0.6)
+
+
+def test_where_mixtures_show_a_class_no_class_is_searched_by_itself(run, suspected, leading):
+    """That class opens in images of two others, which a search in one of them meets by half."""
+    given = suspected(gap=0.1)
+    for lead, looks in ((0.5, 2), (0.49, 3)):
+        given["looks"].clear()
+        leading(lead)
+        run(**DRAWN, classes=0.1, least_gap=0.5)
+        assert len(given["looks"]) == looks
 
 
 def test_what_one_class_shows_stands_for_the_backdoor(run, suspected, second, displays):

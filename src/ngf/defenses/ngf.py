@@ -131,7 +131,8 @@ def purify(
         styles: largest root mean square of the kernels of styles that are searched where nothing is
             suspected even then, see `ngf.styles`; 0 searches none.
         classes: largest root mean square of the displacements that are searched in the end, one for
-            each class, where there are no more of them than `ngf.looks.CLASSES`; 0 searches none.
+            each class, where there are no more of them than `ngf.looks.CLASSES`, and where mixtures
+            do not show a class, which is then known for two others together; 0 searches none.
             All gaps count alike.
         moves, radius: how many displacements to the suspected class stand for its backdoor, and
             their largest root mean square, in pixel values of [0, 1]; twice as many where MUCH is
@@ -197,8 +198,15 @@ def purify(
         steps=search,
         moves=moves,
     )
-    kinds = {"warps": warps, "window": window, "waves": waves, "styles": styles, "classes": classes}
-    found = looks.first(least_gap, **kinds)
+    third = pairs.drawn_to(mixed_lead, mixed_gap)
+    found = looks.first(
+        least_gap,
+        warps=warps,
+        window=window,
+        waves=waves,
+        styles=styles,
+        classes=classes if third < 0 else 0.0,
+    )
     suspected = found.gap >= least_gap
     certain = suspected and found.gap >= sure_gap
     if firm and certain and found.adds:
@@ -223,7 +231,6 @@ def purify(
         )
         if suspected:
             more.append(_moved(move, part * share))
-    third = pairs.drawn_to(mixed_lead, mixed_gap)
     size = min(max(own.size, most), round(answered * own.size))
     if third < 0 or (certain and found.target == third):
         filtered = copy.deepcopy(model) if suspected else None
