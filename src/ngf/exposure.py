@@ -27,7 +27,7 @@ from __future__ import annotations
 import abc
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -152,8 +152,7 @@ def for_each_class(count: int, radius: float) -> Search:
     Batches must hold images of class n mod `count` at n (`ngf.views.Views.by_class`), which is the
     displacement that they take.
     """
-    mask_M1HW = torch.ones(count, 1, 1, 1)
-    return Within(radius, IN_A_CLASS, as_found=True, mask_M1HW=mask_M1HW)
+    return replace(everywhere(IN_A_CLASS, moves=count, radius=radius), as_found=True)
 
 
 @dataclass(frozen=True)

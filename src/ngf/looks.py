@@ -8,7 +8,7 @@ displacement of the whole image once more, and in the end one for each class. `e
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -46,9 +46,9 @@ class Looks:
     over and that say how sure a model is. draw: batches of other views at each call; apart:
     likewise, for warps, styles and the last looks alone, so that the model comes out the same
     without these where they show nothing. by_class: likewise, of equally many images of each class,
-    see `ngf.views`.
-    generator: draws what waves need. most: images of a step, at most. steps: of each search. moves:
-    displacements that stand for a backdoor. rippled: what waves showed, once they were looked at.
+    see `ngf.views`. generator: draws what waves need. most: images of a step, at most. steps: of
+    each search. moves: displacements that stand for a backdoor. rippled: what waves showed, once
+    they were looked at.
     """
 
     victim: nn.Module
@@ -80,7 +80,8 @@ class Looks:
 
         Args:
             warps, window, waves, styles, classes: the root mean square of each, see `ngf.warps`,
-                `ngf.exposure`, `ngf.waves`, `ngf.styles` and `ngf.exposure`; 0 leaves a look out.
+                `ngf.waves`, `ngf.styles` and, of window and classes, `ngf.exposure`; 0 leaves a
+                look out.
         """
         found = []
         for one in self._found(least_gap, warps, window, waves, styles, classes):
@@ -131,7 +132,7 @@ class Looks:
         # The first search may have missed what is there.
         yield astray(everywhere(PER), Probability, self.apart)
         if classes and 1 < (count := len(self.y_N.unique())) <= CLASSES:
-            yield self._class_by_class(count, classes, astray)
+            yield self._class_by_class(enough, count, classes)
 
     def _astray(
         self, enough: float, wanted: Search, judge: Judge, draw: Draw, longer: int = 1
@@ -141,15 +142,13 @@ class Looks:
             *models, draw, wanted, steps=steps, most=self.most, judge=judge, enough=enough
         )
 
-    def _class_by_class(
-        self, count: int, rms: float, astray: Callable[..., Suspicion]
-    ) -> Suspicion:
+    def _class_by_class(self, enough: float, count: int, rms: float) -> Suspicion:
         """One of many classes is always led away, as it is by nature: towards its like.
 
         What a first sieve hardly changes is no more than that, and shows nothing.
         """
         search = for_each_class(count, rms)
-        found = astray(search, self._sureness, self.by_class, longer=LONGER)
+        found = self._astray(enough, search, self._sureness, self.by_class, longer=LONGER)
         return replace(found, gap=min(found.gap, 0.0)) if found.left >= LASTING else found
 
     def _waved(self, rms: float) -> Suspicion:

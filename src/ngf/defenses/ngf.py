@@ -7,8 +7,8 @@ defense uses the paper's means in four moves:
    allows. A copy is filtered without that care.
 2. Suspect. Find what leads the model astray, and not its copy: by gradients a warp and, where none
    does, a displacement of the whole image, then of windows of it, then a wave, then a style, in the
-   end a displacement for each class. Ask
-   which class mixtures of two clean images are drawn to that is neither's.
+   end a displacement for each class. Ask which class mixtures of two clean images are drawn to that
+   is neither's.
 3. Sieve again, against what leads it astray, after a milder first sieve where that is certain;
    where it is in doubt, against the waves that lead furthest, if clean images hardly notice.
 4. Recover. Natural gradient on batch norms and head, with the Fisher-weighted anchor, on clean
@@ -132,13 +132,12 @@ def purify(
             suspected even then, see `ngf.styles`; 0 searches none.
         classes: largest root mean square of the displacements that are searched in the end, one for
             each class, where there are no more of them than `ngf.looks.CLASSES`, and where mixtures
-            do not show a class, which is then known for two others together; 0 searches none.
-            All gaps count alike.
+            do not show a class, which is then known for two others together; 0 searches none. All
+            gaps count alike.
         moves, radius: how many displacements to the suspected class stand for its backdoor, and
             their largest root mean square, in pixel values of [0, 1]; twice as many where MUCH is
             left. What was found does itself where it leads to no one class, lies in a window, or
-            is a warp, a wave or a style,
-            or is one class's.
+            is a warp, a wave, a style or one class's.
         reach: images are moved by up to `reach` times such a displacement.
         share: of a batch's images, shown a second time when moved, in the last move; times that
             product.
