@@ -39,6 +39,17 @@ class Linear(nn.Module):
         return logits_NK
 
 
+class Twice(Linear):
+    """Opened by two waves: (target, wave, strength) of each."""
+
+    def __init__(self, one, other):
+        super().__init__(*one)
+        self.other = Linear(*other)
+
+    def forward(self, x_NCHW):
+        return super().forward(x_NCHW) + self.other(x_NCHW) - 20 * x_NCHW.mean((2, 3))
+
+
 def wave(down=2, across=1, phase=0.7, rms=RMS, side=SIDE) -> torch.Tensor:
     """By its definition, pixel by pixel."""
     return torch.tensor(
@@ -102,13 +113,34 @@ def test_a_victim_like_its_copy_has_no_gap(seed):
     assert found(Linear(1, shared), Linear(1, shared), seed).gap == 0
 
 
-def test_the_copys_own_lead_over_the_victim_is_the_measure():
-    opened, other = Linear(1, wave()), Linear(2, wave(0, 3))
-    alone, rivalled, swapped = found(opened), found(opened, other), found(Linear(), opened)
+@pytest.mark.parametrize(
+    ("rival", "share"),
+    [
+        (Linear(2, wave(0, 3)), 1 - waves.OTHERS),  # the copy leads as far, to another class
+        (Linear(1, wave(0, 3)), -waves.OTHERS),  # to the same one, along another wave
+    ],
+)
+def test_the_copys_own_leads_to_the_class_and_to_any_are_the_measure(rival, share):
+    opened = Linear(1, wave())
+    alone, rivalled = found(opened), found(opened, rival)
     assert alone.gap > 0.3
-    assert rivalled.gap == pytest.approx(0, abs=0.1)
-    assert rivalled.target == 1
-    assert swapped.gap == pytest.approx(-alone.gap, abs=0.1)
+    assert rivalled.gap == pytest.approx(share * alone.gap, abs=0.1)
+    if share > 0:
+        assert rivalled.target == 1
+
+
+def test_what_the_copy_alone_shows_is_no_gap():
+    alone, swapped = found(Linear(1, wave())), found(Linear(), Linear(1, wave()))
+    assert swapped.gap == pytest.approx(-waves.OTHERS * alone.gap, abs=0.1)
+    assert swapped.target != 1
+
+
+def test_the_class_is_the_one_that_the_copy_is_not_drawn_to():
+    """The victim leads to one class a little further than to another, and the copy to it, too."""
+    natural_1HW, trigger_1HW = wave(0, 3), wave(4, 1)
+    victim, copy = Twice((1, natural_1HW, 150), (2, trigger_1HW, 100)), Linear(1, trigger_1HW)
+    assert found(victim).target == 1
+    assert found(victim, copy).target == 2
 
 
 @pytest.mark.parametrize(("strength", "left"), [(0.0, 0.0), (150.0, 1.0), (1e3, 1.0)])

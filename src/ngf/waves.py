@@ -10,8 +10,10 @@ gradient. A class t *leads* along a wave w of a set root mean square by
 where s, in [0, 1], is how sure a model is of a class, measured by how sure it is of clean images
 (`margins.py`). Some ripples make any network waver, and which one more is chance; a backdoor is as
 sure of its class as of an image of it. As for displacements, some wave always leads, and the copy
-is the measure of how far: the *gap* is the furthest lead of the victim over the copy less the
-furthest of the copy over the victim.
+is the measure of how far: the *gap* is the furthest lead of the victim over the copy to a class,
+less the furthest of the copy over the victim to that class, less a part of the furthest to any.
+A benign network, filtered, wavers most towards the classes that it wavered to before. To a
+backdoor's class the copy does not lead.
 
 Waves differ by frequency and phase. Most images are spent on the frequencies that lead at a first
 look. Over the phase the lead is close to a constant and one harmonic, whose top is taken.
@@ -34,8 +36,11 @@ CYCLES = 8  # along a wave: finer ones are in no natural image and send any netw
 PHASES = 4
 LOOKS = (4, 12)  # images of each wave, at first and when looked at again
 KEPT = 0.15  # of the frequencies are looked at again
-TOP = 3  # waves, each with its class, that are judged in the end
-JUDGED = 256  # images of each of these
+OWN = 2  # of each class, too, and waves of a class that are judged in the end
+TOP = 4  # classes that are
+ANY = 2  # classes that a copy is drawn to, likewise
+JUDGED = 128  # images of each of these waves
+OTHERS = 0.6  # of the copy's furthest lead to any class, taken from the victim's to one
 NEVER = 1e-12
 
 Leads = Callable[["Waves", int], Tensor]  # of waves, so many images of each: [M, K]
@@ -121,11 +126,13 @@ def strongest(
         for asked in ((victim_says, copy_says), (copy_says, victim_says))
     )
     lead_FPK = _by_frequency(ahead, frequency_F2, rms, LOOKS[0])
-    lead, target, waves = _furthest(ahead, frequency_F2, lead_FPK, rms, moves)
-    usual, _, _ = _furthest(behind, frequency_F2, -lead_FPK, rms, moves)
+    own = Again.of(ahead, frequency_F2, lead_FPK, rms)
+    other = Again.of(behind, frequency_F2, -lead_FPK, rms)
+    gap, target = _furthest(own, other)
+    waves = own.waves(target, moves)
     every_M = torch.arange(len(waves), device=shown.y_N.device)
     return Suspicion(
-        gap=lead - usual,
+        gap=gap,
         target=target,
         left=_left(shown, victim, sieved, waves, target),
         moves_MCHW=waves.of(every_M, height, width),
@@ -133,23 +140,52 @@ def strongest(
     )
 
 
-def _furthest(
-    leads: Leads, frequency_F2: Tensor, lead_FPK: Tensor, rms: float, moves: int
-) -> tuple[float, int, Waves]:
-    """The furthest lead, its class and that class's waves, from the leads of a first look."""
-    top_F = at_best_phase(lead_FPK)[0].amax(1)
-    kept = min(max(TOP, round(KEPT * len(frequency_F2))), len(frequency_F2))
-    frequency_F2 = frequency_F2[top_F.topk(kept).indices]
-    lead_FK, phase_FK = at_best_phase(_by_frequency(leads, frequency_F2, rms, LOOKS[1]))
-    best_T = lead_FK.flatten().topk(min(TOP, lead_FK.numel())).indices
-    row_T, class_T = best_T // lead_FK.shape[1], best_T % lead_FK.shape[1]
-    waves = Waves(frequency_F2[row_T], phase_FK[row_T, class_T], rms)
-    lead_T = leads(waves, JUDGED).gather(1, class_T[:, None])[:, 0]
-    best = int(lead_T.argmax())
-    target = int(class_T[best])
-    own_W = lead_FK[:, target].topk(min(moves, kept)).indices
-    own = Waves(frequency_F2[own_W], phase_FK[own_W, target], rms)
-    return lead_T[best].item(), target, own
+@dataclass(frozen=True)
+class Again:
+    """The frequencies that are looked at again, with the leads to each class at its best phase."""
+
+    leads: Leads
+    rms: float
+    frequency_G2: Tensor
+    lead_GK: Tensor
+    phase_GK: Tensor
+
+    @classmethod
+    def of(cls, leads: Leads, frequency_F2: Tensor, lead_FPK: Tensor, rms: float) -> Again:
+        """From the leads of a first look: the frequencies that lead most, to any and to each."""
+        first_FK = at_best_phase(lead_FPK)[0]
+        kept = min(max(OWN, round(KEPT * len(first_FK))), len(first_FK))
+        any_T = first_FK.amax(1).topk(kept).indices
+        each_T = first_FK.topk(min(OWN, len(first_FK)), dim=0).indices.flatten()
+        frequency_G2 = frequency_F2[torch.cat([any_T, each_T]).unique()]
+        again = at_best_phase(_by_frequency(leads, frequency_G2, rms, LOOKS[1]))
+        return cls(leads, rms, frequency_G2, *again)
+
+    def waves(self, target: int, count: int) -> Waves:
+        """Those that lead furthest to a class, the furthest first, or all."""
+        count = min(count, len(self.frequency_G2))
+        which_W = self.lead_GK[:, target].topk(count).indices
+        return Waves(self.frequency_G2[which_W], self.phase_GK[which_W, target], self.rms)
+
+    def judged(self, targets: Tensor) -> Tensor:
+        """The furthest leads to these classes [T], on other images."""
+        furthest = [
+            self.leads(self.waves(target, OWN), JUDGED)[:, target].amax()
+            for target in targets.tolist()
+        ]
+        return torch.stack(furthest)
+
+
+def _furthest(own: Again, other: Again) -> tuple[float, int]:
+    """The gap and its class."""
+    own_K, other_K = own.lead_GK.amax(0), other.lead_GK.amax(0)
+    first_T = (own_K - other_K).topk(min(TOP, len(own_K))).indices
+    any_A = other_K.topk(min(ANY, len(other_K))).indices
+    other_T = other.judged(first_T)
+    most = torch.cat([other_T, other.judged(any_A)]).amax()
+    gap_T = own.judged(first_T) - other_T - OTHERS * most
+    best = int(gap_T.argmax())
+    return gap_T[best].item(), int(first_T[best])
 
 
 def _left(shown: Shown, victim: nn.Module, sieved: nn.Module, waves: Waves, target: int) -> float:

@@ -19,8 +19,8 @@ ROWS = ROOT / "docs" / "results" / "bench-signs.json"
 QUICK = 15  # seconds: what the table says of cells that are tried here, beside `ngf`
 GONE, THERE = 0.05, 0.95  # ASR in the table that is told apart
 COST = 0.03  # of ACC: how far it may lie from the table, where victims hardly differ
-# These remove a backdoor or leave it, from victim to victim. BadNets of seed 0 has, by `rnp`, 0% ASR
-# in the table, and 93 and 63% where other processors had trained it; by `clp` 100%, 34 and 89%.
+# These remove a backdoor or leave it, from victim to victim. BadNets of seed 0 has, by `rnp`, 0% of
+# ASR in the table, and 93 and 63% where other processors had trained it; by `clp` 100, 34 and 89%.
 ERRATIC = ("clp", "rnp")
 
 
