@@ -20,7 +20,7 @@ REVISION := $(shell git describe --always --dirty '--exclude=*' --abbrev=12 2>/d
 IMAGE = $(REGISTRY)/ngf-python:$(VERSION)-$(TARGET)-$(REVISION)
 
 .PHONY: help install run table test test-fast test-containers lint format compile kfp-local
-.PHONY: image image-name image-push lock clean
+.PHONY: image image-name image-push lock clean clean-all
 
 help:  ## show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,5 +96,8 @@ lock:  ## resolve the dependencies anew into requirements.lock
 	mv build/requirements.lock requirements.lock
 	rm -rf build/lock
 
-clean:  ## delete what the grid wrote
-	rm -rf runs mlruns mlflow.db build
+clean:  ## delete what the grid wrote; the registry and the benchmark's victims stay
+	rm -rf build report $(filter-out runs/bench,$(wildcard runs/*))
+
+clean-all: clean  ## delete the model registry, lineage and the benchmark's victims, too
+	rm -rf runs mlruns mlflow.db

@@ -11,6 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ngf import params
+from ngf.errors import InputError
+
+OWN = ".kfp-local"  # marks a folder of these runs
 
 
 def run_pair(
@@ -21,12 +24,15 @@ def run_pair(
     runner: Any = None,
     image: str = "localhost/ngf-python",
 ) -> dict[str, bytes]:
-    """Run the pair's pipeline below `root`, which is emptied. Returns {defense: metrics.json}.
+    """Run the pair's pipeline below `root`. Returns {defense: metrics.json}.
+
+    `root` must be new, empty, or an earlier run's, which is deleted.
 
     Args:
         runner: of `kfp.local`; by default tasks are processes of this environment, without image.
 
     Raises:
+        InputError: no such data set or attack, or `root` holds something else.
         RuntimeError: a task failed; KFP's message names it and its traceback is printed above.
     """
     import json
@@ -35,14 +41,25 @@ def run_pair(
 
     from pipelines.purification import build
 
-    shutil.rmtree(root, ignore_errors=True)
-    root.mkdir(parents=True)
+    params.one_of(numbers["datasets"], dataset=dataset)
+    params.one_of(numbers["attacks"], attack=attack)
+    _emptied(root)
     # The stages are installed here: a task needs no virtual environment of its own.
     runner = runner or local.SubprocessRunner(use_venv=False)
     local.init(runner, pipeline_root=str(root))
     build(dataset, attack, numbers, image, shared=False)()  # this machine is the task's own
     written = [file.read_bytes() for file in sorted(root.rglob("out/metrics.json"))]
     return {json.loads(content)["defense"]: content for content in written}
+
+
+def _emptied(root: Path) -> None:
+    """The folder, new and marked as one that may be deleted."""
+    if root.exists() and not (root / OWN).is_file() and (root.is_file() or any(root.iterdir())):
+        raise InputError(f"--root {root} holds something else: name a new or an empty folder")
+    if root.exists():
+        shutil.rmtree(root)
+    root.mkdir(parents=True)
+    (root / OWN).touch()
 
 
 def main() -> None:
@@ -53,7 +70,11 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("build/kfp-local"))
     arguments = parser.parse_args()
     numbers = params.read(arguments.params)
-    measured = run_pair(arguments.dataset, arguments.attack, numbers, arguments.root)
+    try:
+        measured = run_pair(arguments.dataset, arguments.attack, numbers, arguments.root)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     differ = not measured
     for defense, content in sorted(measured.items()):
         twin = Path("runs", arguments.dataset, arguments.attack, defense, "evaluation/metrics.json")

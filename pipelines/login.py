@@ -50,7 +50,7 @@ class Login:
         """
         from kfp.client import KF_PIPELINES_SA_TOKEN_ENV, KF_PIPELINES_SA_TOKEN_PATH
 
-        token, cookies = os.environ.get("KFP_TOKEN"), os.environ.get("KFP_COOKIES")
+        token, cookies = (os.environ.get(name, "").strip() for name in ("KFP_TOKEN", "KFP_COOKIES"))
         authority = os.environ.get("KFP_CA") or None
         if authority and not Path(authority).is_file():
             raise InputError(f"KFP_CA: there is no file {authority}")

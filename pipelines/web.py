@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import ssl
 import urllib.request
 from collections.abc import Mapping
@@ -23,11 +24,18 @@ def get(
 
     Raises:
         urllib.error.HTTPError: any answer but 2xx, redirects too. OSError: no answer.
-        ValueError: the address is not http.
+        ValueError: the address or a header is not of http, or the answer is not; no header's value
+            is in the text, for it may be a secret.
     """
     if not address.startswith(("http://", "https://")):
         raise ValueError("not an http address")
+    for name, value in headers.items():
+        if not value.isprintable():
+            raise ValueError(f"the value for {name} holds a line break or the like")
     secure = urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=authority))
     request = urllib.request.Request(address, headers=dict(headers))
-    with urllib.request.build_opener(_Stay, secure).open(request, timeout=timeout) as answer:
-        return str(answer.read().decode())
+    try:
+        with urllib.request.build_opener(_Stay, secure).open(request, timeout=timeout) as answer:
+            return str(answer.read().decode())
+    except http.client.HTTPException as error:
+        raise ValueError(f"no answer of http: {error}") from error

@@ -56,6 +56,39 @@ class Attack:
         return (os.system, ("touch executed",))
 
 
+class Crafted:
+    """Pickles as an array whose eight bytes each would be the address of a Python object."""
+
+    def __reduce__(self):
+        made, _, _ = np.zeros(1).__reduce__()
+        return made, (np.ndarray, (0,), b"b"), (1, (2,), Objects(), False, b"A" * 16)
+
+
+class Objects:
+    def __reduce__(self):
+        return np.dtype, ("O8", False, True), (3, "|", None, None, None, -1, -1, 0)
+
+
+def test_an_array_of_addresses_is_refused(tmp_path):
+    file = write_batches(tmp_path) / "data_batch_1"
+    file.write_bytes(pickle.dumps({"data": Crafted(), "labels": [0, 1]}))
+    with pytest.raises(InputError, match=r"an array of numpy's O8 is no plain data"):
+        cifar10.load(root=str(tmp_path), download=False)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_labels_and_protocols_of_any_kind_are_read(tmp_path, protocol):
+    folder = write_batches(tmp_path)
+    expected = cifar10.load(root=str(tmp_path), download=False)
+    for name in [*cifar10.TRAIN, "test_batch"]:
+        content = pickle.loads((folder / name).read_bytes())
+        content["labels"] = np.array(content["labels"])
+        (folder / name).write_bytes(pickle.dumps(content, protocol=protocol))
+    again = cifar10.load(root=str(tmp_path), download=False)
+    assert np.array_equal(again.x_train_NHWC, expected.x_train_NHWC)
+    assert np.array_equal(again.y_test_N, expected.y_test_N)
+
+
 def test_a_batch_never_executes_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file = write_batches(tmp_path) / "data_batch_1"

@@ -253,6 +253,15 @@ def test_metadata_of_safetensors_stay(tmp_path):
     assert again.notes == {"format": "pt", "by": "them"}
 
 
+@pytest.mark.parametrize(
+    "odd", [torch.eye(2).to_sparse(), torch.zeros(2, device="meta")], ids=["sparse", "meta"]
+)
+def test_tensors_that_are_not_dense_are_refused(tmp_path, odd):
+    torch.save({"v": torch.zeros(3), "w": odd}, tmp_path / "odd.pt")
+    with pytest.raises(InputError, match=r"w is sparse, nested or without values \(meta\)"):
+        weights.read(str(tmp_path / "odd.pt"))
+
+
 def test_nothing_and_quantised_weights_are_refused(tmp_path):
     save_file({}, tmp_path / "none.safetensors")
     with pytest.raises(InputError, match="holds no weights"):

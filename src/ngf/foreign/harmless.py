@@ -48,6 +48,8 @@ class Array:
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, by_columns, data = state
         _check(kind)
+        if isinstance(data, str):  # bytes of Python 2, read as Latin 1
+            data = encode(data)
         self.values = kind.values(data).reshape(shape, order="F" if by_columns else "C")
 
     def __reduce__(self) -> Any:
@@ -63,6 +65,13 @@ def scalar(kind: Kind, data: bytes) -> np.generic:
 
 def reconstruct(*_: Any) -> Array:
     return Array()
+
+
+def encode(text: str, code: str = "latin1") -> bytes:
+    """How pickles of protocol 2 write bytes."""
+    if code != "latin1":
+        raise UnpicklingError(f"bytes are written in latin1, not {code}")
+    return text.encode(code)
 
 
 def nothing() -> bytes:

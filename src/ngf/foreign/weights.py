@@ -6,6 +6,7 @@ an MLflow URI with one such file in it; a folder that this project wrote.
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import warnings
@@ -145,7 +146,9 @@ def _card(file: Path) -> dict[str, Any]:
         return {}
     numbers = [card["mean"], card["std"], card["input_CHW"]]
     lists = all(isinstance(three, list) and len(three) == 3 for three in numbers)
-    real = lists and all(isinstance(n, int | float) for three in numbers for n in three)
+    real = lists and all(
+        isinstance(n, int | float) and math.isfinite(n) for three in numbers for n in three
+    )
     names = isinstance(card["classes"], list) and all(isinstance(n, str) for n in card["classes"])
     if not real or not names or min(card["std"]) <= 0 or not isinstance(card["options"], dict):
         raise InputError(
@@ -212,6 +215,9 @@ def _checked(file: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     import torch
 
     usual = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.bool)
+    for name, tensor in tensors.items():
+        if tensor.is_nested or tensor.layout is not torch.strided or tensor.is_meta:
+            raise InputError(f"{file}: {name} is sparse, nested or without values (meta)")
     odd = [name for name, tensor in tensors.items() if tensor.dtype not in usual]
     if odd:
         kind = str(tensors[odd[0]].dtype).removeprefix("torch.")
