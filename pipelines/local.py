@@ -41,13 +41,13 @@ def run_pair(
 
     from pipelines.purification import build
 
-    params.one_of(numbers["datasets"], dataset=dataset)
-    params.one_of(numbers["attacks"], attack=attack)
+    # This machine is the task's own.
+    pipeline = build(dataset, attack, numbers, image, shared=False)
     _emptied(root)
     # The stages are installed here: a task needs no virtual environment of its own.
     runner = runner or local.SubprocessRunner(use_venv=False)
     local.init(runner, pipeline_root=str(root))
-    build(dataset, attack, numbers, image, shared=False)()  # this machine is the task's own
+    pipeline()
     written = [file.read_bytes() for file in sorted(root.rglob("out/metrics.json"))]
     return {json.loads(content)["defense"]: content for content in written}
 
@@ -70,11 +70,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, default=Path("build/kfp-local"))
     arguments = parser.parse_args()
     numbers = params.read(arguments.params)
-    try:
-        measured = run_pair(arguments.dataset, arguments.attack, numbers, arguments.root)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    measured = run_pair(arguments.dataset, arguments.attack, numbers, arguments.root)
     differ = not measured
     for defense, content in sorted(measured.items()):
         twin = Path("runs", arguments.dataset, arguments.attack, defense, "evaluation/metrics.json")

@@ -22,6 +22,7 @@ from components.promote import promote
 from components.purify import purify
 from components.report_status import report_status
 from components.train import train_reference, train_victim
+from ngf import params
 from pipelines.cluster import Cluster, hold_to_share, place, place_raw
 
 
@@ -39,7 +40,12 @@ def build(
     Args:
         image: of every task. revision: git's, of `cluster.raw.repository` where there is one.
         shared: nodes are shared, so a task keeps to the cores that it asks for.
+
+    Raises:
+        InputError: no such data set or attack.
     """
+    params.one_of(numbers["datasets"], dataset=dataset)
+    params.one_of(numbers["attacks"], attack=attack)
     grid, cluster = numbers["grid"], Cluster.of(numbers["cluster"])
     tracked = {"repository": cluster.raw.repository, "revision": revision}
     numbers = without_nulls(numbers)

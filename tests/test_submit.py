@@ -403,6 +403,11 @@ def test_certificates_of_another_authority(server, tmp_path, monkeypatch):
     assert Login.of_environment().authority == str(tmp_path / "ca.pem")
 
 
+def test_the_environments_token_is_taken_without_its_line_break(monkeypatch):
+    monkeypatch.setenv("KFP_TOKEN", "abc\n")
+    assert Login.of_environment().headers()["Authorization"] == "Bearer abc"
+
+
 def test_neither_token_nor_cookies_are_printed(monkeypatch):
     monkeypatch.setenv("KFP_TOKEN", "secret-word")
     monkeypatch.setenv("KFP_COOKIES", "secret-word")

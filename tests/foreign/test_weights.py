@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import re
 import zipfile
@@ -273,7 +274,14 @@ def test_nothing_and_quantised_weights_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "change",
-    [{"input_CHW": 8}, {"mean": 0.5}, {"std": [0.0, 1.0, 1.0]}, {"classes": [{}]}, {"options": 3}],
+    [
+        {"input_CHW": 8},
+        {"mean": 0.5},
+        {"std": [0.0, 1.0, 1.0]},
+        {"std": [math.nan, 1.0, 1.0]},
+        {"classes": [{}]},
+        {"options": 3},
+    ],
 )
 def test_a_card_that_is_none_is_said(tmp_path, change):
     card = {"arch": "named", "options": {}, "classes": ["a"], "input_CHW": [3, 8, 8]}

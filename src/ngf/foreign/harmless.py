@@ -1,6 +1,6 @@
-"""What stands beside weights in a checkpoint and is data: numpy's numbers and arrays, paths.
+"""What a stranger's pickle may hold beside weights: numpy's numbers and arrays, paths.
 
-A pickle names the functions that make them. Torch's reader calls none that it was not allowed, and
+A pickle names the functions that make them. Its readers call none that they were not allowed, and
 numpy's own ones are not made for strangers: a dtype that a pickle describes may take any eight
 bytes for a Python object. So the names stand for functions of this file, which take numbers and
 text by their bytes and nothing else. Written again, all is numpy's.
@@ -85,12 +85,15 @@ def _check(kind: Any) -> None:
 
 
 Allowed = Callable[..., Any] | tuple[Callable[..., Any], str]
-NUMPY: list[Allowed] = [
+ARRAYS: list[tuple[Callable[..., Any], str]] = [
     (Kind, "numpy.dtype"),
     (Array, "numpy.ndarray"),
+    *((reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+]
+NUMPY: list[Allowed] = [
+    *ARRAYS,
     (nothing, "builtins.bytes"),
     *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
-    *((reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
 ]
 PATHS: list[Allowed] = [
     (kind, f"{module}.{name}")
