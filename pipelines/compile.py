@@ -15,14 +15,12 @@ def compile_pair(dataset: str, attack: str, numbers: params.Settings, out: Path)
     """Write `out`/ngf-<dataset>-<attack>.yaml; the same numbers give the same bytes."""
     from kfp import compiler
 
-    needed = ["prepare", "evaluate", "promote", "cluster", f"attacks.{attack}"]
-    needed += [f"{section}.{dataset}" for section in ("datasets", "train")]
-    needed += [f"defenses.{defense}" for defense in numbers["grid"]["defenses"]]
-    for path in needed:
+    for path in ("grid", "cluster"):
         params.section(numbers, path, Path("params.yaml"))
+    pipeline = _pipeline(dataset, attack, numbers)
     out.mkdir(parents=True, exist_ok=True)
     package = out / f"ngf-{dataset}-{attack}.yaml"
-    compiler.Compiler().compile(_pipeline(dataset, attack, numbers), str(package))
+    compiler.Compiler().compile(pipeline, str(package))
     _drop_comments(package)
     return package
 

@@ -10,6 +10,7 @@ Sections of params.yaml become run parameters, so that Kubeflow's UI shows every
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from kfp import dsl
@@ -22,7 +23,7 @@ from components.promote import promote
 from components.purify import purify
 from components.report_status import report_status
 from components.train import train_reference, train_victim
-from ngf import params
+from ngf import params, stages
 from pipelines.cluster import Cluster, hold_to_share, place, place_raw
 
 
@@ -42,13 +43,15 @@ def build(
         shared: nodes are shared, so a task keeps to the cores that it asks for.
 
     Raises:
-        InputError: no such data set or attack.
+        InputError: no such data set or attack, or a section that its stage does not take.
     """
     params.one_of(numbers["datasets"], dataset=dataset)
     params.one_of(numbers["attacks"], attack=attack)
     grid, cluster = numbers["grid"], Cluster.of(numbers["cluster"])
     tracked = {"repository": cluster.raw.repository, "revision": revision}
     numbers = without_nulls(numbers)
+    active = {"dataset": [dataset], "attack": [attack], "defense": grid["defenses"]}
+    stages.check(numbers, active, Path("params.yaml"))
 
     @dsl.pipeline(
         # Kubeflow looks for what it has done among pipelines of one name alone: by the data set's,

@@ -144,6 +144,11 @@ BAD = {
         lambda w: (w / "params.yaml").write_text("grid: {attacks: [badnetz]}"),
         "unknown attack 'badnetz': there is ",
     ),
+    "grid with an unknown key": (
+        ("repro", "--check"),
+        lambda w: change(w, defenses__ngf__leest_gap=0.1),
+        "defenses.ngf: unknown key 'leest_gap': it takes weak, ",
+    ),
     "parameters missing": (
         (*PURIFY, "--defense", "none"),
         lambda w: (w / "params.yaml").unlink(),

@@ -69,6 +69,16 @@ def project(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def numbers() -> dict:
+    """The project's own, to be changed."""
+    return yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
+
+
+def write(project: Path, numbers: dict) -> None:
+    (project / "params.yaml").write_text(yaml.safe_dump(numbers))
+
+
 def test_the_graph_is_dvcs(project):
     found = repro.graph([])
     assert found["joined"] == {"root", "slow@0", "slow@1", "slow@2"}
@@ -128,15 +138,62 @@ def test_an_unknown_stage_and_no_project_are_named(project, tmp_path_factory, mo
         ("promote", "fp", "unknown grid.promote 'fp': there is none, ngf"),
     ],
 )
-def test_a_grid_that_names_what_does_not_exist_starts_nothing(project, room, name, said):
+def test_a_grid_that_names_what_does_not_exist_starts_nothing(project, numbers, room, name, said):
     """DVC alone would miss the file of that attack, and run the rest."""
-    grid = {"datasets": ["signs"], "attacks": ["badnets"], "defenses": ["none", "ngf"]}
-    (project / "params.yaml").write_text(yaml.safe_dump({"grid": grid | {"promote": ["ngf"]}}))
+    write(project, numbers)
     repro.check_grid()
-    broken = {"grid": grid | {room: [*grid.get(room, []), name]}}
-    (project / "params.yaml").write_text(yaml.safe_dump(broken))
+    grid = {"datasets": ["signs"], "attacks": ["badnets"], "defenses": ["none", "ngf"]}
+    write(project, {**numbers, "grid": grid | {room: [*grid.get(room, []), name]}})
     with pytest.raises(InputError, match=re.escape(said)):
         repro.run([], 1, lambda _: None)
     assert not (project / "dvc.lock").exists()
     (project / "params.yaml").write_text("other: {}\n")  # a project of somebody else's
     repro.check_grid()
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("prepare.clean_share", 0.1, "prepare: unknown key 'clean_share': it takes clean_fraction"),
+        ("datasets.signs.images", 10, "datasets.signs: unknown key 'images': it takes "),
+        ("attacks.badnets.poison_rate", "most", "attacks.badnets.poison_rate: 'most' is not float"),
+        ("train.signs.epoch", 3, "train.signs: unknown key 'epoch': it takes "),
+        ("train.signs.model.breadth", 16, "train.signs.model: unknown key 'breadth': it takes "),
+        ("purify.holdouts", 0.1, "purify: unknown key 'holdouts': it takes "),
+        ("defenses.ngf.leest_gap", 0.1, "defenses.ngf: unknown key 'leest_gap': it takes weak"),
+        ("evaluate.implanted_asr", 2, "implanted_asr must lie between 0 and 1, got 2"),
+        ("inspect.probe", 2, "inspect: unknown key 'probe': it takes "),
+        ("promote.max_asrs", 0.1, "promote: unknown key 'max_asrs': it takes "),
+    ],
+)
+def test_a_number_that_a_stage_does_not_take_starts_nothing(
+    project, numbers, tmp_path, path, value, said
+):
+    """Of each stage; alone it would end the cells only when what they need is trained."""
+    from pipelines.compile import compile_pair
+
+    *sections, key = path.split(".")
+    here = numbers
+    for section in sections:
+        here = here[section]
+    here[key] = value
+    write(project, numbers)
+    with pytest.raises(InputError, match=re.escape(said)):
+        repro.run([], 1, lambda _: None)
+    assert not (project / "dvc.lock").exists()
+    with pytest.raises(InputError, match=re.escape(said)):
+        compile_pair("signs", "badnets", numbers, tmp_path / "packages")
+    assert not (tmp_path / "packages").exists()
+
+
+def test_numbers_of_what_is_not_active_may_wait(project, numbers):
+    numbers["defenses"]["anp"]["no such key"] = 1
+    write(project, numbers)
+    repro.check_grid()
+
+
+def test_a_section_that_is_missing_is_named(project, numbers):
+    del numbers["train"]["signs"]
+    write(project, numbers)
+    with pytest.raises(InputError, match=r"params.yaml has no section 'train.signs': train holds"):
+        repro.check_grid()

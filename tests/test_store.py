@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +45,50 @@ def test_what_a_killed_run_left_does_not_survive_the_next(tmp_path):
         partial["out"].mkdir()
     assert list(target.iterdir()) == []
     assert not left.exists()
+
+
+@pytest.mark.parametrize("killed_at", ["rename", "remove"])
+def test_who_is_killed_while_outputs_are_moved_leaves_each_whole(
+    tmp_path, model, monkeypatch, killed_at
+):
+    """The old one or the new one, and the next run goes through."""
+    folder, hidden = tmp_path / "model", tmp_path / ".model.old"
+    store.save_model(folder, model)
+    before = store.digest(folder)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    def write(label: str) -> None:
+        with store.whole({"model": folder}) as partial:
+            store.save_model(partial["model"], model, role=label)
+            if label == "killed" and killed_at == "rename":  # the old one is aside by then
+                rename, moves = Path.rename, []
+
+                def second(path: Path, to: Path) -> Path:
+                    moves.append(path)
+                    return kill() if len(moves) == 2 else rename(path, to)
+
+                monkeypatch.setattr(Path, "rename", second)
+            elif label == "killed":
+                monkeypatch.setattr(store, "remove", kill)
+
+    with pytest.raises(Killed):
+        write("killed")
+    monkeypatch.undo()
+    assert store.digest(hidden) == before
+    assert folder.exists() == (killed_at == "remove")
+    with pytest.raises(RuntimeError), store.whole({"model": folder}):  # noqa: PT012
+        role = store.load_model(folder).card.get("role")
+        raise RuntimeError
+    assert role == (None if killed_at == "rename" else "killed")
+    assert not hidden.exists()
+    write("again")
+    assert store.load_model(folder).card["role"] == "again"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_folder_takes_no_files_place_and_a_file_no_folders(tmp_path, model):

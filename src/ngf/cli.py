@@ -414,7 +414,7 @@ def repro(
         int, typer.Option(help="Stages at a time; CPU threads are divided among them.")
     ] = 1,
     check: Annotated[
-        bool, typer.Option("--check", help="Only say whether params.yaml's grid names what exists.")
+        bool, typer.Option("--check", help="Only say whether params.yaml's grid can run.")
     ] = False,
 ) -> None:
     """`dvc repro` with several stages at a time; one that fails stops those that need it alone."""

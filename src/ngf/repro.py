@@ -15,30 +15,36 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ngf import jobs, params, plugins
+from ngf import jobs, params, plugins, stages
 from ngf.errors import InputError
 
 BUSY = ("unable to acquire lock", "is busy", "locked by", "being blocked")
+ROOMS = ("datasets", "attacks", "defenses")  # what a grid names
 PATIENCE_S = 3600.0
 PAUSE_S = 0.5
 
 
 def check_grid(file: Path = Path("params.yaml")) -> None:
-    """Whether the `grid` of a parameter file, if there is one, names what exists.
+    """Whether the `grid` of a parameter file, if there is one, can run with the file's numbers.
 
-    DVC would only miss the file of a misspelt attack, name none that is there, and start the rest.
+    DVC would only miss the file of a misspelt attack, name none that is there, and start the rest;
+    a misspelt key would end each of its cells, once what they need is trained.
 
     Raises:
-        InputError: no such data set, attack or defense, or one to promote that is not active.
+        InputError: no such data set, attack or defense, one to promote that is not active, or a
+            section that its stage does not take.
     """
-    grid = params.read(file).get("grid") if file.exists() else None
+    numbers = params.read(file) if file.exists() else {}
+    grid = numbers.get("grid")
     if not isinstance(grid, dict):
         return
-    for room in ("datasets", "attacks", "defenses"):
+    for room in ROOMS:
         for name in grid.get(room) or []:
             plugins.known(room, str(name))
     for name in grid.get("promote") or []:
         params.one_of(grid.get("defenses") or [], **{"grid.promote": name})
+    active = {room.removesuffix("s"): grid.get(room) or [] for room in ROOMS}
+    stages.check(numbers, active, file)
 
 
 def graph(targets: Sequence[str]) -> dict[str, set[str]]:

@@ -53,7 +53,8 @@ REPORT = "report.json"
 def whole(targets: Mapping[str, Path], *, listed: bool = False) -> Iterator[dict[str, Path]]:
     """Temporary names beside `targets`; moved in place together when the block succeeds.
 
-    A block that fails, or is killed, leaves the targets as they were.
+    A block that fails, or is killed, leaves the targets as they were. Who is killed while they are
+    moved leaves each whole: the new one, the old one, or the old one hidden, till the next call.
 
     Args:
         listed: a folder that is there is replaced only where its report lists all that it holds
@@ -63,9 +64,11 @@ def whole(targets: Mapping[str, Path], *, listed: bool = False) -> Iterator[dict
         InputError: something would be deleted that is no output; asked before and after the block,
             which may take long.
     """
-    _check_targets(targets, listed=listed)
     partial = {name: beside(path, "partial") for name, path in targets.items()}
     try:
+        for path in targets.values():
+            _restore(path)
+        _check_targets(targets, listed=listed)
         for path in partial.values():
             path.parent.mkdir(parents=True, exist_ok=True)
             remove(path)  # what a killed run left
@@ -76,11 +79,27 @@ def whole(targets: Mapping[str, Path], *, listed: bool = False) -> Iterator[dict
         _check_targets(targets, listed=listed)
         _check_kinds(targets, partial)
         for name, path in targets.items():
-            remove(path)
-            partial[name].rename(path)
+            _replace(path, partial[name])
     finally:
         for path in partial.values():
             remove(path)
+
+
+def _replace(path: Path, new: Path) -> None:
+    """`new` in the place of what is there, which is deleted when nothing needs it any more."""
+    old = beside(path, "old")
+    if os.path.lexists(path):
+        path.rename(old)
+    new.rename(path)
+    remove(old)
+
+
+def _restore(path: Path) -> None:
+    """What a kill within `_replace` left: back in place, or deleted where the new one is there."""
+    old = beside(path, "old")
+    if os.path.lexists(old) and not os.path.lexists(path):
+        old.rename(path)
+    remove(old)
 
 
 def beside(path: Path, what: str) -> Path:

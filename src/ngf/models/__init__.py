@@ -51,12 +51,16 @@ def build(
     card: Mapping[str, Any], mean: list[float], std: list[float], *, where: str = "model"
 ) -> Classifier:
     """A fresh classifier from `card["arch"]`, `card["options"]` and `card["classes"]`."""
-    plugin = plugins.load("models", card["arch"])
-    options = params.options(plugin.build, card["options"], where)
-    net = plugin.build(len(card["classes"]), **options)
+    taken = options(card["arch"], card["options"], where)
+    net = plugins.load("models", card["arch"]).build(len(card["classes"]), **taken)
     net.to(memory_format=torch.channels_last)
     _check_head(net, card.get("head"))
-    return Classifier(net, mean, std, {**card, "options": options, "mean": mean, "std": std})
+    return Classifier(net, mean, std, {**card, "options": taken, "mean": mean, "std": std})
+
+
+def options(arch: str, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What the architecture's plug-in takes, checked; `where` names it in an error."""
+    return params.options(plugins.load("models", arch).build, given, where)
 
 
 def _check_head(net: nn.Module, name: str | None) -> None:

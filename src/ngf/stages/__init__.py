@@ -3,8 +3,8 @@
 A stage is ONE function in a module of its own name: paths in, files out. Its keyword arguments say
 everything: `Annotated[Path, Reads(...)]` is an input artifact, `Annotated[Path, Writes(...)]` an
 output, a plain string a name, and `settings` the sections of params.yaml that its module's
-`SETTINGS` lists. The command line, dvc.yaml, the Kubeflow components and the lineage all follow
-from that signature.
+`SETTINGS` lists, which its module's `parsed` checks and turns into what the function takes. The
+command line, dvc.yaml, the Kubeflow components and the lineage all follow from that signature.
 
 `run` gives every caller the same promises: inputs exist, outputs appear whole or not at all, and
 the run is recorded.
@@ -13,17 +13,18 @@ the run is recorded.
 from __future__ import annotations
 
 import importlib
+import itertools
 import tempfile
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from inspect import signature  # `inspect` itself is a stage
 from pathlib import Path
 from typing import Any
 
-from ngf import store
+from ngf import params, store
 from ngf.errors import InputError
-from ngf.params import Sections
+from ngf.params import Sections, Settings
 
 NAMES = ("prepare", "poison", "train", "purify", "evaluate", "inspect", "promote")
 TOGETHER = ("train",)  # what several processes of torchrun can do
@@ -88,6 +89,28 @@ def _mark(hint: Any) -> Reads | Writes | str:
 def sections(name: str, arguments: dict[str, Any]) -> dict[str, str]:
     """{key in `settings`: dotted path in params.yaml} for these arguments."""
     return {key: path.format(**arguments) for key, path in module(name).SETTINGS.items()}
+
+
+def check(numbers: Settings, names: Mapping[str, Sequence[str]], file: Path) -> None:
+    """Whether every stage takes its sections of a parameter file, for all combinations of names.
+
+    Args:
+        numbers: the whole file. names: {"dataset": those that are active, "attack", "defense"}.
+        file: named in errors.
+
+    Raises:
+        InputError: a section is not there, or has a key or a value that its stage does not take.
+    """
+    for name in NAMES:
+        parsed = module(name).parsed
+        asked = [key for key in signature(parsed).parameters if key != "settings"]
+        for those in itertools.product(*(names[key] for key in asked)):
+            given = dict(zip(asked, those, strict=True))
+            found = {
+                key: params.section(numbers, path, file)
+                for key, path in sections(name, given).items()
+            }
+            parsed(found, **given)
 
 
 def run(name: str, *, settings: Sections, **arguments: Any) -> Outcome:

@@ -76,7 +76,7 @@ def evaluate(
     from ngf.errors import InputError
     from ngf.images import on_device
 
-    thresholds = params.parse(Thresholds, settings["thresholds"], "evaluate")
+    thresholds = parsed(settings)
     where = device.deterministic(0)
     paths = {"model": model, "victim": victim, "reference": reference}
     models = {name: store.load_model(path).to(where) for name, path in paths.items()}
@@ -127,6 +127,11 @@ def evaluate(
         if proportion is not None
     }
     return Outcome(_message(names, content), values, names)
+
+
+def parsed(settings: Sections) -> Thresholds:
+    """When a victim counts as one."""
+    return params.parse(Thresholds, settings["thresholds"], "evaluate")
 
 
 def _along(model: Classifier, snapshots: Sequence[Snapshot]) -> dict[int, Classifier]:

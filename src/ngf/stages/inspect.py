@@ -71,7 +71,7 @@ def inspect(
     from ngf.images import drawn
     from ngf.training import pixels
 
-    plan = params.parse(Plan, settings["plan"], "inspect")
+    plan = parsed(settings)
     where = device.deterministic(plan.seed)
     paths = {"reference": reference, "victim": victim, "model": model}
     models = {name: store.load_model(path).to(where).eval() for name, path in paths.items()}
@@ -100,6 +100,11 @@ def inspect(
     layers = movement.by_layer(models["victim"], models["model"])
     store.write_json(out / "movement.json", {"layers": layers}, lines=False)
     return _outcome(models["model"], found["test"])
+
+
+def parsed(settings: Sections) -> Plan:
+    """How much is looked at."""
+    return params.parse(Plan, settings["plan"], "inspect")
 
 
 def _surfaces(

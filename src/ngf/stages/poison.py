@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from ngf.params import Sections
 from ngf.stages import Outcome, Reads, Writes
@@ -18,12 +18,11 @@ def poison(
     settings: Sections,
 ) -> Outcome:
     """Plant an attack in the training split; only the poisoned rows are written."""
-    from ngf import attacks, params, plugins, store
+    from ngf import plugins, store
 
     split = store.load_split(train)
     plugin = plugins.load("attacks", attack)
-    own, common = attacks.parted(settings["options"])
-    options = params.options(plugin.plant, own, f"attacks.{attack}")
+    options, common = parsed(settings, attack)
     planted = plugin.plant(split.x_NHWC, split.y_N, len(split.classes), **options)
     planted = dataclasses.replace(planted, **common)
     store.save_poison(out, planted)
@@ -33,3 +32,12 @@ def poison(
     )
     tags = {"dataset": split.dataset, "attack": attack}
     return Outcome(message, {"images_poisoned": count, "poison_rate": share}, tags)
+
+
+def parsed(settings: Sections, attack: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options of the attack's plug-in, and those that are common to all attacks."""
+    from ngf import attacks, params, plugins
+
+    own, common = attacks.parted(settings["options"])
+    plant = plugins.load("attacks", attack).plant
+    return params.options(plant, own, f"attacks.{attack}"), common

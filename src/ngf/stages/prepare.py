@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ngf.params import Sections
 from ngf.stages import Outcome, Writes
@@ -38,13 +38,11 @@ def prepare(
     """Split a data set into train, clean and test: disjoint, stratified, fixed by seed."""
     import numpy as np
 
-    from ngf import duplicates, params, plugins, store
+    from ngf import duplicates, plugins, store
     from ngf.datasets import Split
 
-    protocol = params.parse(Protocol, settings["protocol"], "prepare")
-    plugin = plugins.load("datasets", dataset)
-    options = params.options(plugin.load, settings["source"], f"datasets.{dataset}")
-    source = plugin.load(**options)
+    protocol, options = parsed(settings, dataset)
+    source = plugins.load("datasets", dataset).load(**options)
     _check_labels(source, dataset)
 
     taken, left = _parted(source, protocol)
@@ -68,6 +66,15 @@ def prepare(
     metrics = {f"images_{name}": float(count) for name, count in counts.items()}
     metrics |= duplicates.counts(found)
     return Outcome(message, metrics, {"dataset": dataset})
+
+
+def parsed(settings: Sections, dataset: str) -> tuple[Protocol, dict[str, Any]]:
+    """The protocol, and the options of the data set's plug-in."""
+    from ngf import params, plugins
+
+    protocol = params.parse(Protocol, settings["protocol"], "prepare")
+    load = plugins.load("datasets", dataset).load
+    return protocol, params.options(load, settings["source"], f"datasets.{dataset}")
 
 
 def _parted(source: Source, protocol: Protocol) -> tuple[np.ndarray, np.ndarray]:

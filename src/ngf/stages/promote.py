@@ -13,6 +13,7 @@ from ngf.stages import Outcome, Reads, Writes
 
 if TYPE_CHECKING:
     from ngf.champion import Snapshot, Version
+    from ngf.gate import Gate
     from ngf.lineage.promotion import Application
 
 SETTINGS = {"gate": "promote"}
@@ -70,6 +71,14 @@ def preview(
     return Outcome(f"dry run: {said}" if new else f"dry run: nothing would change: {said}", passed)
 
 
+def parsed(settings: Sections) -> Gate:
+    """What a model must reach."""
+    from ngf import params
+    from ngf.gate import Gate
+
+    return params.parse(Gate, settings["gate"], "promote")
+
+
 @dataclass(frozen=True)
 class _Judged:
     wanted: Application
@@ -78,14 +87,14 @@ class _Judged:
 
 def _judge(model: Path, evaluation: Path, inspection: Path | None, settings: Sections) -> _Judged:
     """What the gate says, and all that a version will say of itself."""
-    from ngf import champion, evidence, params, store
+    from ngf import champion, evidence, store
     from ngf.errors import InputError
-    from ngf.gate import Gate, objections
+    from ngf.gate import objections
     from ngf.lineage.circumstances import circumstances
     from ngf.lineage.promotion import DIGEST, Application
 
     metrics = store.load_metrics(evaluation)
-    gate = params.parse(Gate, settings["gate"], "promote")
+    gate = parsed(settings)
     if gate.max_lambda_ratio is not None and inspection is None:
         raise InputError(
             "promote.max_lambda_ratio asks for curvature: give what `ngf inspect` wrote as "

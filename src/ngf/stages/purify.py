@@ -7,10 +7,13 @@ threat model, written as a signature. What makes a defense safe to use is `ngf.p
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ngf.params import Sections
 from ngf.stages import Outcome, Reads, Writes
+
+if TYPE_CHECKING:
+    from ngf.purification import Protocol
 
 SETTINGS = {"options": "defenses.{defense}", "protocol": "purify"}
 
@@ -27,15 +30,15 @@ def purify(
     """Purify a model with one defense."""
     import sys
 
-    from ngf import params, store, trail
-    from ngf.purification import Protocol, purification
+    from ngf import store, trail
+    from ngf.purification import purification
 
-    protocol = params.parse(Protocol, settings["protocol"], "purify")
+    protocol, options = parsed(settings, defense)
     done = purification(
         lambda: store.load_model(model),
         store.load_split(clean),
         defense=defense,
-        options=settings["options"],
+        options=options,
         protocol=protocol,
     )
     store.save_model(out, done.model, role="purified", defense=defense)
@@ -54,3 +57,13 @@ def purify(
         numbers,
         {**names, "defense": defense, "role": "purified"},
     )
+
+
+def parsed(settings: Sections, defense: str) -> tuple[Protocol, dict[str, Any]]:
+    """What keeps the promises, and the options of the defense."""
+    from ngf import params, plugins
+    from ngf.purification import Protocol
+
+    protocol = params.parse(Protocol, settings["protocol"], "purify")
+    purify = plugins.load("defenses", defense).purify
+    return protocol, params.options(purify, settings["options"], f"defenses.{defense}")

@@ -33,10 +33,9 @@ def train(
     """Train the clean reference or, with an attack's overlay, a victim."""
     import math
 
-    from ngf import attacks, device, parallel, params, store
+    from ngf import attacks, device, parallel, store
     from ngf.errors import InputError
     from ngf.foreign import start
-    from ngf.training import Recipe
 
     if (poison is None) != (trigger is None):
         raise InputError("train: --poison and --trigger go together: a victim has both")
@@ -44,7 +43,7 @@ def train(
     if split.dataset != dataset:
         raise InputError(f"{train} holds the data set '{split.dataset}', not '{dataset}'")
     planted = store.load_poison(poison, split) if poison else None
-    recipe = params.parse(Recipe, settings["recipe"], f"train.{dataset}")
+    recipe = parsed(settings, dataset)
     seed = recipe.victim_seed if planted else recipe.reference_seed
     _check_parts(recipe, dataset)
     device.deterministic(seed)
@@ -71,6 +70,16 @@ def train(
     message += start.told(model.card)
     tags = {"dataset": split.dataset, "attack": attack, "role": role}
     return Outcome(message, {"loss": losses[-1]}, tags)
+
+
+def parsed(settings: Sections, dataset: str) -> Recipe:
+    """How reference and victims of the data set are trained."""
+    from ngf import models, params
+    from ngf.training import Recipe
+
+    recipe = params.parse(Recipe, settings["recipe"], f"train.{dataset}")
+    models.options(recipe.arch, recipe.model, f"train.{dataset}.model")
+    return recipe
 
 
 def _check_parts(recipe: Recipe, dataset: str) -> None:
