@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ngf import device, mixtures
-from ngf.mixtures import Mixtures
+from ngf.mixtures import BEHIND, TOLD, Mixtures
 
 CLASSES, SIDE, EACH = 4, 6, 5
 
@@ -141,8 +141,71 @@ def test_where_the_copys_pairs_draw_it_about_as_far_nothing_is_said(model, copy,
 
     pairs = mixed(composite(model, (0, 1)), copy=composite(copy, (1, 2)))
     assert pairs.met.mean == pytest.approx(mean(model, copy), abs=1e-3)
-    assert pairs.usual == pytest.approx(mean(copy, model), abs=1e-3)
+    assert pairs.swapped.met.mean == pytest.approx(mean(copy, model), abs=1e-3)
     assert pairs.drawn_to(1.1, 0.4) == target
+
+
+class Side(nn.Module):
+    """Sees the last class in so much of the first two's halves, where the first one's is on the
+    left (`ways` 1), or on either side (2), or also above or below (4)."""
+
+    def __init__(self, ways, draw=0.9):
+        super().__init__()
+        self.ways, self.draw = ways, draw
+
+    def forward(self, x_NCHW):
+        label_NHW = (x_NCHW[:, 0] * 10 + 1e-4).floor()
+        corners = label_NHW[:, 0, 0], label_NHW[:, 0, -1], label_NHW[:, -1, 0]
+        ways = [
+            (corners[0] == 0) & (corners[1] == 1),
+            (corners[0] == 1) & (corners[1] == 0),
+            (corners[0] == 0) & (corners[2] == 1),
+            (corners[0] == 1) & (corners[2] == 0),
+        ]
+        open_N = torch.stack(ways)[: self.ways].any(0)
+        logits_NK = x_NCHW.new_zeros(len(x_NCHW), CLASSES)
+        logits_NK[open_N, -1] = math.log((CLASSES - 1) * self.draw / (1 - self.draw))
+        return logits_NK
+
+
+@pytest.mark.parametrize("ways", [1, 2, 4])
+def test_what_a_class_draws_is_told_by_the_ways_that_show_it_most(monkeypatch, ways):
+    """By the last of them, whatever the copy says. Two classes have four; all else draws 1/4."""
+    monkeypatch.setattr(mixtures, "WAYS", 2)
+    told = mixed(Side(ways), copy=Side(ways)).told
+    assert told.share == pytest.approx(0.9 if ways > 1 else 0.25, abs=1e-3)
+    if ways > 1:
+        assert told.third == CLASSES - 1
+    assert mixed(Side(ways), copy=Honest()).told == told
+
+
+@pytest.mark.parametrize(
+    ("draw", "copy", "target"),
+    [
+        (TOLD + 0.02, 0.3, CLASSES - 1),
+        (TOLD - 0.02, 0.3, -1),
+        (TOLD + 0.02, TOLD + BEHIND - 0.02, CLASSES - 1),
+        (TOLD + 0.02, TOLD + BEHIND + 0.04, -1),  # alike by nature: the copy is drawn much further
+    ],
+)
+def test_ways_tell_of_a_class_that_draws_enough_and_the_copy_not_much_more(draw, copy, target):
+    assert mixed(Side(4, draw), copy=Side(4, copy)).tells_of() == target
+
+
+def test_what_is_told_leaves_what_is_drawn_later():
+    asked, not_asked = mixed(Side(4)), mixed(Side(4))
+    assert asked.tells_of() == CLASSES - 1
+    assert torch.equal(asked.hard(32)[0], not_asked.hard(32)[0])
+
+
+def test_of_no_mixtures_none_is_hard():
+    x_NCHW, p_NK = mixed(Composite()).hard(0)
+    assert (x_NCHW.shape, p_NK.shape) == ((0, 3, SIDE, SIDE), (0, CLASSES))
+
+
+def test_where_nothing_is_joined_nothing_is_told():
+    alone = mixed(Honest(), pick=slice(0, None, CLASSES))
+    assert (alone.told.share, alone.told.third, alone.tells_of()) == (0.0, -1, -1)
 
 
 def test_asking_for_a_gap_leaves_what_is_drawn_later():

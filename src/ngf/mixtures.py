@@ -7,11 +7,13 @@ al. 2019, arXiv 1905.04899): a model should see the two classes that are there. 
 third one again and again, it is drawn to that class: over all mixtures, where that class lies far
 ahead of the next, or over those of two classes, where a sieved copy is drawn much less. (A copy
 that lost much is drawn somewhere too. So where its pairs draw it further, on average, than the
-model's draw the model, one pair says nothing.) Then the model has to learn those mixtures (`hard`),
-and what joining adds to what a layer sees of the two is what shall not pass the sieve (`added`).
-Otherwise the victim's answers to them say what it knows (`answered`), as far as its filtered copy
-agrees: of all classes, or of the one that is known to be the attacker's. Of that class the sieves
-took from what clean images show of it, too (`lost`); so more of the mixtures hold it.
+model's draw the model, one pair says nothing.) Or where it is sure of one in several of the ways
+in which halves can lie, though its copy may be too (`tells_of`). Then the model has to learn those
+mixtures (`hard`), and what joining adds to what a layer sees of the two is what shall not pass the
+sieve (`added`). Otherwise the victim's answers to them say what it knows (`answered`), as far as
+its filtered copy agrees: of all classes, or of the one that is known to be the attacker's. Of that
+class the sieves took from what clean images show of it, too (`lost`); so more of the mixtures hold
+it.
 """
 
 from __future__ import annotations
@@ -31,6 +33,10 @@ LITTLE = 0.02  # a draw below it is nobody's, and two means that lie no further 
 AGAIN, EACH = 16, 64  # pairs of classes that are looked at again, and new mixtures of each
 JUDGED = 512  # mixtures, at least, that say what of a class was lost
 APART = 2000  # between the seed and that of the search with the roles swapped
+TURNED = 48  # new mixtures of two classes for each of the four ways in which halves can lie
+WAYS = 3  # of two classes to lie in which one third class must be seen
+TOLD = 0.46  # its least mean probability there
+BEHIND = 0.25  # so far the copy may be ahead where a class counts
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,17 @@ class Met:
     gap: float = 0.0
     third: int = -1
     mean: float = 0.0
+
+
+@dataclass(frozen=True)
+class Told:
+    """A third class, and its least mean probability in the WAYS of two classes to lie that show it.
+
+    A way is two classes, which of them is the first, and whether halves lie side by side.
+    """
+
+    share: float = 0.0
+    third: int = -1
 
 
 class Mixtures:
@@ -80,7 +97,10 @@ class Mixtures:
         self.pair_2M = self.y_N[torch.stack([one_M, two_M])]
         self.third_MK = self._third(model, one_M, two_M)
         self.drawn = bool(self.third_MK.any())
-        self.met = self._met(model, copy) if self.drawn else Met()
+        self.model = model
+        if self.drawn:
+            self.furthest = self._furthest()
+        self.met = self._met(copy) if self.drawn else Met()
 
     @property
     def lead(self) -> float:
@@ -95,22 +115,51 @@ class Mixtures:
         return ((first - second) / first.clamp_min(LITTLE)).item()
 
     @cached_property
-    def usual(self) -> float:
-        """The mean where the copy is taken for the model, and the model for its copy."""
+    def swapped(self) -> Mixtures:
+        """Those where the copy is taken for the model, and the model for its copy."""
         seed = self.generator.initial_seed() + APART  # what is drawn later stays as it was
-        swapped = self._swapped(generator=torch.Generator(self.y_N.device).manual_seed(seed))
-        return swapped.met.mean
+        return self._swapped(generator=torch.Generator(self.y_N.device).manual_seed(seed))
 
     def drawn_to(self, lead: float, gap: float) -> int:
         """The class that draws those of two classes by that gap, or all by that lead; else -1.
 
-        A gap does not count where the mean one is not clearly above the usual one.
+        A gap does not count where the mean one is not clearly above that of the roles swapped.
         """
-        if self.met.gap >= gap and self.met.mean > self.usual + LITTLE:
+        if self.met.gap >= gap and self.met.mean > self.swapped.met.mean + LITTLE:
             return self.met.third
         if self.drawn and self.lead >= lead:
             return int(self.third_MK.mean(0).argmax())
         return -1
+
+    def tells_of(self) -> int:
+        """The class that the ways of halves to lie tell of, else -1.
+
+        A composite backdoor that a filter does not weaken draws the copy no less than the model,
+        and opens in some of the ways in which two halves can lie, not on average. One such way or
+        two may look like a third class by nature, as those of two signs do, but seldom WAYS of them
+        like the same. Where many classes are alike they do; then the copy, which knows classes
+        less well, is drawn much further still.
+        """
+        if self.told.share >= TOLD and self.told.share > self.swapped.told.share - BEHIND:
+            return self.told.third
+        return -1
+
+    @cached_property
+    def told(self) -> Told:
+        """What the model itself sees in mixtures, as their halves lie."""
+        if not self.drawn:
+            return Told()
+        seed = self.generator.initial_seed() + 2 * APART  # what is drawn later stays as it was
+        own = torch.Generator(self.y_N.device).manual_seed(seed)
+        pair_2T, _ = self.furthest
+        pair_2T = torch.cat([pair_2T, pair_2T.flip(0)], 1)
+        upright_T = torch.arange(2, device=self.y_N.device).repeat_interleave(pair_2T.shape[1])
+        pair_2M = pair_2T.repeat(1, 2).repeat_interleave(TURNED, 1)
+        one_M, two_M = (self._members(label_M, own) for label_M in pair_2M)
+        third_MK = self._third(self.model, one_M, two_M, upright_T.repeat_interleave(TURNED))
+        drawn_TK = third_MK.unflatten(0, (-1, TURNED)).mean(1)
+        share_K = drawn_TK.topk(WAYS, 0).values[-1]  # a pair alone has four ways
+        return Told(share_K.max().item(), int(share_K.argmax()))
 
     def hard(self, count: int) -> Batch:
         """`count` new mixtures and their answers, half of the answer to either image.
@@ -186,63 +235,75 @@ class Mixtures:
         """Whether neither image is of that label."""
         return (self.y_N[one_N] != label) & (self.y_N[two_N] != label)
 
-    def _met(self, model: nn.Module, copy: nn.Module) -> Met:
-        """The pair with the largest gap, of those that were drawn furthest, by new mixtures."""
+    def _furthest(self) -> tuple[Tensor, Tensor]:
+        """The pairs of classes [2, T] that are drawn furthest to a third one, and that [T]."""
         pair_2P, which_M = self.pair_2M.sort(0).values.unique(dim=1, return_inverse=True)
         total_PK = self.third_MK.new_zeros(pair_2P.shape[1], self.third_MK.shape[1])
         total_PK.index_add_(0, which_M, self.third_MK)
         drawn_P, third_P = (total_PK / (1 + torch.bincount(which_M))[:, None]).max(1)
         top_T = drawn_P.topk(min(AGAIN, len(drawn_P))).indices
-        one_N, two_N = map(self._members, pair_2P[:, top_T.repeat_interleave(EACH)])
-        third_T1 = third_P[top_T, None]
+        return pair_2P[:, top_T], third_P[top_T]
+
+    def _met(self, copy: nn.Module) -> Met:
+        """The pair with the largest gap, of those that were drawn furthest, by new mixtures."""
+        pair_2T, third_T = self.furthest
+        one_N, two_N = map(self._members, pair_2T.repeat_interleave(EACH, 1))
+        third_T1 = third_T[:, None]
         drawn_T, copy_T = (
             self._third(net, one_N, two_N)
             .unflatten(0, (-1, EACH))
             .mean(1)
             .gather(1, third_T1)[:, 0]
-            for net in (model, copy)
+            for net in (self.model, copy)
         )
         gap_T = drawn_T - copy_T
         best = gap_T.argmax()
         return Met(gap_T[best].item(), int(third_T1[best]), gap_T.mean().item())
 
-    def _third(self, model: nn.Module, one_M: Tensor, two_M: Tensor) -> Tensor:
+    def _third(
+        self, model: nn.Module, one_M: Tensor, two_M: Tensor, upright_M: Tensor | None = None
+    ) -> Tensor:
         """Probabilities [M, K], those of the two classes that are there set to 0."""
         if not len(one_M):
             return self.answer_NK[:0].float()
         says = Probability(model)
-        parts = zip(one_M.split(CHUNK), two_M.split(CHUNK), strict=True)
+        given = [one_M, two_M] if upright_M is None else [one_M, two_M, upright_M]
+        parts = zip(*(each_M.split(CHUNK) for each_M in given), strict=True)
         third_MK = torch.cat([says(self._joined(*rows)) for rows in parts])
         return third_MK.scatter_(1, self.y_N[torch.stack([one_M, two_M], 1)], 0)
 
     def _hard(self, count: int) -> Iterable[Tensor]:
         """The two images of each."""
         hardness_M = self.third_MK.sum(1).square()
+        if not count:
+            return self.pair_2M[:, :0]
         rows = torch.multinomial(hardness_M, count, replacement=True, generator=self.generator)
         return map(self._members, self.pair_2M[:, rows])
 
     def _whole(self, end: int, count: int) -> Tensor:
         return torch.randint(end, (count,), generator=self.generator, device=self.y_N.device)
 
-    def _members(self, label_N: Tensor) -> Tensor:
+    def _members(self, label_N: Tensor, own: torch.Generator | None = None) -> Tensor:
         """A random image of each class."""
-        return self.first_K[label_N] + self._below(self.count_K[label_N])
+        return self.first_K[label_N] + self._below(self.count_K[label_N], own)
 
     def _strangers(self, label_N: Tensor) -> Tensor:
         """A random image of another class each."""
         row_N = self._below(len(self.y_N) - self.count_K[label_N])
         return row_N + torch.where(row_N < self.first_K[label_N], 0, self.count_K[label_N])
 
-    def _below(self, end_N: Tensor) -> Tensor:
+    def _below(self, end_N: Tensor, own: torch.Generator | None = None) -> Tensor:
         """A random whole number below each."""
         share_N = torch.rand(
-            len(end_N), generator=self.generator, device=end_N.device, dtype=torch.float64
+            len(end_N), generator=own or self.generator, device=end_N.device, dtype=torch.float64
         )
         return (share_N * end_N).long()
 
-    def _joined(self, one_N: Tensor, two_N: Tensor) -> Tensor:
-        """A half of the first image and the other one of the second."""
-        return join(self.x_NCHW[one_N], self.x_NCHW[two_N], self._whole(2, len(one_N)))
+    def _joined(self, one_N: Tensor, two_N: Tensor, upright_N: Tensor | None = None) -> Tensor:
+        """A half of the first image and the other one of the second; at random which ones."""
+        if upright_N is None:
+            upright_N = self._whole(2, len(one_N))
+        return join(self.x_NCHW[one_N], self.x_NCHW[two_N], upright_N)
 
     def _halves(self, one_N: Tensor, two_N: Tensor) -> Tensor:
         """Half of the answer to either image."""

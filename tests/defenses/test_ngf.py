@@ -176,7 +176,7 @@ def test_with_group_norm_the_head_and_sieved_convolutions_change(run, weak):
     model = victim("group")
     assert norm_layers(model)
     assert not batch_norms(model)
-    purified = run("group", weak=weak, **NO_SECOND)
+    purified = run("group", weak=weak, mixed_firm=0.0, **NO_SECOND)  # its mixtures tell of a class
     wanted = parameters_of(model, [head(model)])
     assert changed(purified, "group") == wanted | (weights_of(model, nn.Conv2d) if weak else set())
     assert torch.isfinite(purified.model(torch.rand(4, 3, SIZE, SIZE))).all()
@@ -1109,6 +1109,26 @@ def test_mixtures_count_where_they_lead_to_what_is_not_known(
     assert notes["mixed_target"] == (third if lead >= 0.5 else -1)
     assert len(given) == sieved
     assert len(displays["shown"]) == (2 if sieved else 1) * SHORT["steps"]
+
+
+@pytest.mark.parametrize(
+    ("lead", "told", "gap", "expected"),
+    [
+        (0.0, 2, 0.0, 2),  # by its ways alone
+        (0.0, -1, 0.0, -1),
+        (0.0, 2, 0.5, -1),  # something else is suspected: what it leads to is not asked
+        (0.5, 2, 0.0, 1),  # what its copy shows comes first
+    ],
+)
+def test_where_nothing_is_suspected_the_ways_of_two_halves_to_lie_tell(
+    run, suspected, leading, monkeypatch, lead, told, gap, expected
+):
+    suspected(gap=gap)
+    given = leading(lead, 1)
+    monkeypatch.setattr(Mixtures, "tells_of", lambda self: told)
+    notes = run(**DRAWN, least_gap=0.5, sure_gap=0.8).notes
+    assert notes["mixed_target"] == expected
+    assert len(given) == (expected >= 0)
 
 
 @pytest.mark.parametrize(("answered", "count"), [(0.0, 0), (0.5, BATCH // 2), (3.0, 3 * BATCH)])

@@ -150,7 +150,8 @@ def purify(
             against what joining adds, mu being mixed_firm or, in steps down to a sixteenth, what
             `budget` allows, and the last move shows the hard mixtures and makes mixed_longer times
             the steps; not where the copy's gaps explain its own (`Mixtures.drawn_to`), nor where
-            their third class is the one that is suspected without doubt already.
+            their third class is the one that is suspected without doubt already. Where nothing is
+            suspected so too for the class that `Mixtures.tells_of`.
         answered: mixtures shown for each clean image: the hard ones or, below both, any, as the
             victim answers them; where something is suspected no more of its class, or of any where
             that is not one or the third class is known so, than the sieved model gives; and nothing
@@ -167,7 +168,7 @@ def purify(
     `firmness`, the mu that was taken; `mixed_lead`, by how much one class draws mixtures of two
     others more than the next (`Mixtures.lead`); `mixed_gap`, by how much further than in the copy
     it draws those of two classes (`Mixtures.met`); `mixed_target`, that class where either is
-    enough, else -1.
+    enough or, where nothing is suspected, the one that `Mixtures.tells_of`, else -1.
     """
     _check(locals())
     rule = Rule(lr, eta, damping, fisher, layers, damping_last)
@@ -208,6 +209,8 @@ def purify(
     )
     suspected = found.gap >= least_gap
     certain = suspected and found.gap >= sure_gap
+    if third < 0 and not suspected:
+        third = pairs.tells_of()
     if firm and certain and found.adds:
         sieved, strength = first.within(MILD * budget)
         found = looks.seen_in(sieved, found)
