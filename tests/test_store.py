@@ -52,7 +52,7 @@ def test_who_is_killed_while_outputs_are_moved_leaves_each_whole(
     tmp_path, model, monkeypatch, killed_at
 ):
     """The old one or the new one, and the next run goes through."""
-    folder, hidden = tmp_path / "model", tmp_path / ".model.old"
+    folder, hidden = tmp_path / "model", tmp_path / ".model.replaced"
     store.save_model(folder, model)
     before = store.digest(folder)
 

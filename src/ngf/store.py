@@ -87,7 +87,7 @@ def whole(targets: Mapping[str, Path], *, listed: bool = False) -> Iterator[dict
 
 def _replace(path: Path, new: Path) -> None:
     """`new` in the place of what is there, which is deleted when nothing needs it any more."""
-    old = beside(path, "old")
+    old = beside(path, "replaced")
     if os.path.lexists(path):
         path.rename(old)
     new.rename(path)
@@ -96,7 +96,7 @@ def _replace(path: Path, new: Path) -> None:
 
 def _restore(path: Path) -> None:
     """What a kill within `_replace` left: back in place, or deleted where the new one is there."""
-    old = beside(path, "old")
+    old = beside(path, "replaced")
     if os.path.lexists(old) and not os.path.lexists(path):
         old.rename(path)
     remove(old)
