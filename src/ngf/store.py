@@ -64,11 +64,11 @@ def whole(targets: Mapping[str, Path], *, listed: bool = False) -> Iterator[dict
         InputError: something would be deleted that is no output; asked before and after the block,
             which may take long.
     """
+    _check_targets(targets, listed=listed)
     partial = {name: beside(path, "partial") for name, path in targets.items()}
     try:
         for path in targets.values():
             _restore(path)
-        _check_targets(targets, listed=listed)
         for path in partial.values():
             path.parent.mkdir(parents=True, exist_ok=True)
             remove(path)  # what a killed run left
