@@ -1,5 +1,6 @@
 """`ngf repro --jobs`: DVC's own graph and lock file, several stages at a time."""
 
+import copy
 import os
 import re
 import subprocess
@@ -70,9 +71,9 @@ def project(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def numbers() -> dict:
+def numbers(numbers) -> dict:
     """The project's own, to be changed."""
-    return yaml.safe_load((Path(__file__).parents[1] / "params.yaml").read_text())
+    return copy.deepcopy(numbers)
 
 
 def write(project: Path, numbers: dict) -> None:
