@@ -13,11 +13,15 @@ import numpy as np
 import pytest
 import servers
 import torch
+import yaml
 from torch.optim.swa_utils import update_bn
 
 from ngf import models, params, store
 from ngf.datasets import Split
 from ngf.models import Classifier
+
+# Packages are read dozens of times, by these tests and by kfp. libyaml takes a tenth of the time.
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 ROOT = Path(__file__).parents[1]
 REAL = Path(os.environ.get("NGF_REAL_IMAGES", ROOT.parent / "shared" / "data"))

@@ -36,7 +36,8 @@ def _imported(file: Path) -> frozenset[Path]:
     tree = ast.parse(file.read_text())
     nodes = list(_running(tree))
     if file == _file(STORE):
-        nodes = [node for node in nodes if node not in set(_in_functions(tree))]
+        within = set(_in_functions(tree))
+        nodes = [node for node in nodes if node not in within]
     modules = {module for node in nodes for module in _modules(node)}
     modules |= {module for node in _of_store(nodes) for module in _modules(node)}
     return frozenset(one for module in modules for one in _files(module))

@@ -1,7 +1,6 @@
 """The command: what a person sees. Bad input is one line and exit code 2, and leaves nothing."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -9,16 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from command import ngf
 from conftest import ROOT, colour_split, tiny_model
 
 from ngf import plugins, stages, store
 from ngf.attacks import Trigger
-
-
-def ngf(*words, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from ngf.cli import main; main()", *map(str, words)]
-    env = {**os.environ, "COLUMNS": "200", **environment}
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
 
 
 @pytest.fixture

@@ -51,8 +51,14 @@ def compiled(numbers, cluster, folder):
     return tasks, containers, {name: kubernetes[f"exec-{name}"] for name in tasks}
 
 
-def test_heavy_tasks_ask_for_the_accelerator_and_its_nodes(numbers, tmp_path):
-    _, containers, kubernetes = compiled(numbers, GPU, tmp_path)
+@pytest.fixture(scope="module")
+def on_gpus(numbers, tmp_path_factory):
+    """What is compiled for GPU, once: it takes a second or two. Read only."""
+    return compiled(numbers, GPU, tmp_path_factory.mktemp("gpu"))
+
+
+def test_heavy_tasks_ask_for_the_accelerator_and_its_nodes(on_gpus):
+    _, containers, kubernetes = on_gpus
     for name, container in containers.items():
         resources, node = container["resources"], kubernetes[name]
         if name in HEAVY:
@@ -76,8 +82,8 @@ def test_without_an_accelerator_no_task_looks_for_one(numbers, tmp_path):
     assert not any({"nodeSelector", "tolerations"} & one.keys() for one in kubernetes.values())
 
 
-def test_every_task_asks_for_its_share_of_a_node_and_of_time(numbers, tmp_path):
-    _, containers, kubernetes = compiled(numbers, GPU, tmp_path)
+def test_every_task_asks_for_its_share_of_a_node_and_of_time(on_gpus):
+    _, containers, kubernetes = on_gpus
     for name, container in containers.items():
         cpu, memory, seconds = (8.0, 32.0, 23400) if name in HEAVY else (1.0, 4.0, 3600)
         assert container["resources"]["cpuRequest"] == cpu
@@ -129,8 +135,8 @@ def test_every_pair_compiles(numbers, tmp_path):
     assert len(list(tmp_path.iterdir())) == len(numbers["datasets"]) * len(numbers["attacks"])
 
 
-def test_every_task_is_tried_again_with_growing_pauses(numbers, tmp_path):
-    tasks, _, _ = compiled(numbers, GPU, tmp_path)
+def test_every_task_is_tried_again_with_growing_pauses(numbers, on_gpus, tmp_path):
+    tasks, _, _ = on_gpus
     for task in tasks.values():
         assert task["retryPolicy"] == {
             "maxRetryCount": 3,
@@ -142,8 +148,10 @@ def test_every_task_is_tried_again_with_growing_pauses(numbers, tmp_path):
     assert not any("retryPolicy" in task for task in compiled(numbers, never, tmp_path)[0].values())
 
 
-def test_credentials_come_from_the_secrets_named_there_and_from_nowhere_else(numbers, tmp_path):
-    _, containers, kubernetes = compiled(numbers, GPU, tmp_path)
+def test_credentials_come_from_the_secrets_named_there_and_from_nowhere_else(
+    numbers, on_gpus, tmp_path
+):
+    _, containers, kubernetes = on_gpus
     for name, node in kubernetes.items():
         assert {secret["secretName"] for secret in node["secretAsEnv"]} == {"records"}
         given = {
@@ -163,10 +171,8 @@ def test_credentials_come_from_the_secrets_named_there_and_from_nowhere_else(num
     assert not any("imagePullSecret" in node for node in plain.values())
 
 
-def test_what_changes_the_registry_and_what_ends_a_run_is_never_taken_from_the_cache(
-    numbers, tmp_path
-):
-    tasks, _, _ = compiled(numbers, GPU, tmp_path)
+def test_what_changes_the_registry_and_what_ends_a_run_is_never_taken_from_the_cache(on_gpus):
+    tasks, _, _ = on_gpus
     kept = {
         name
         for name, task in tasks.items()
@@ -197,8 +203,8 @@ def test_pairs_of_a_data_set_ask_kubeflow_for_the_same_splits_and_the_same_refer
     assert asked("badnets") == asked("benign")
 
 
-def test_the_end_is_reported_whatever_happened(numbers, tmp_path):
-    end = compiled(numbers, GPU, tmp_path)[0]["report-status"]
+def test_the_end_is_reported_whatever_happened(on_gpus):
+    end = on_gpus[0]["report-status"]
     assert end["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
     assert end["dependentTasks"] == ["exit-handler-1"]
 

@@ -162,6 +162,7 @@ def test_every_data_set_has_the_folder_that_prepare_watches():
         assert "/raw" in kept.read_text().split()
 
 
+@pytest.mark.slow
 def test_compilation_is_byte_stable(tmp_path):
     """KFP's own order depends on the hash seed of the process."""
     import os

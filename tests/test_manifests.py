@@ -54,6 +54,7 @@ def test_the_role_allows_what_preflight_asks_for():
     assert {one for one in allowed if one[0] not in ("list", "watch")} == set(NEEDED)
 
 
+@pytest.mark.slow
 def test_a_pair_as_kubernetes_own_resources(numbers, tmp_path):
     from pipelines.compile import compile_pair, manifest_pair
 

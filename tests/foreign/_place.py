@@ -1,10 +1,9 @@
 """A folder as a stranger has one: params.yaml, their code, their weights, 16x16 images."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
+from command import ngf
 from conftest import CLASSES, ROOT, colour_split
 from PIL import Image
 from torch import nn
@@ -44,11 +43,6 @@ def learned(net: nn.Module, x_NCHW: torch.Tensor, y_N: torch.Tensor) -> nn.Modul
         nn.functional.cross_entropy(net(x_NCHW), y_N).backward()
         descent.step()
     return net
-
-
-def ngf(*words) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from ngf.cli import main; main()", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 def purify(*words, model="net.pt", arch="theirs:net", out="out"):

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 import torch
-from _place import ALL_THE_SAME, OWN, furnish, ngf, purify
+from _place import ALL_THE_SAME, OWN, furnish, purify
+from command import ngf
 from conftest import CLASSES, SIZE, colour_split
 from PIL import Image
 from torch import nn

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 import torch
-from _place import ALL_THE_SAME, OWN, furnish, ngf, purify
+from _place import ALL_THE_SAME, OWN, furnish, purify
+from command import ngf
 from conftest import CLASSES, colour_split
 
 from ngf import lineage, store
