@@ -231,6 +231,7 @@ def test_what_windows_find_lies_within_them_and_stands_as_it_is():
     assert rms(moves_MCHW).max() > 0.05 * 0.9
     suspicion = found(backdoored(), search=search)
     assert suspicion.as_found
+    assert not suspicion.in_part
     assert not found(backdoored(), steps=2).as_found
     assert suspicion.target == TARGET
     assert suspicion.gap > 0.2
@@ -281,6 +282,7 @@ def test_a_backdoor_for_images_of_one_class_shows_in_that_class(source):
     assert suspicion.gap > 0.9
     assert suspicion.target == TARGET
     assert suspicion.as_found
+    assert suspicion.in_part
     assert len(suspicion.moves_MCHW) == 1
     x_NCHW, y_N = InTurn(7).batch(60)
     led_N = victim(added(x_NCHW, suspicion.moves_MCHW)).argmax(1) != y_N

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from ngf import device, mixtures
-from ngf.mixtures import BEHIND, TOLD, Mixtures
+from ngf.mixtures import BEHIND, REST, TOLD, Mixtures
 
 CLASSES, SIDE, EACH = 4, 6, 5
 
@@ -75,7 +75,7 @@ def halves(x_CHW) -> tuple[float, float]:
 
 
 def test_a_mixture_is_two_halves_and_half_of_either_answer():
-    x_NCHW, p_NK = mixed(Honest()).hard(64)
+    x_NCHW, p_NK = mixed(Honest()).hard(64, 0)
     turned = 0
     for x_CHW, p_K in zip(x_NCHW, p_NK, strict=True):
         one, two = halves(x_CHW)
@@ -94,7 +94,7 @@ def test_every_image_of_another_class_is_taken(pick):
     present = pairs.y_N.unique()
     wanted = {(a, b) for a in present.tolist() for b in present.tolist() if a != b}
     assert set(map(tuple, pairs.pair_2M.T.tolist())) == wanted
-    seen = {half for x_CHW in pairs.hard(1500)[0] for half in halves(x_CHW)}
+    seen = {half for x_CHW in pairs.hard(1500, 0)[0] for half in halves(x_CHW)}
     assert len(seen) == len(pairs.y_N)
 
 
@@ -195,11 +195,11 @@ def test_ways_tell_of_a_class_that_draws_enough_and_the_copy_not_much_more(draw,
 def test_what_is_told_leaves_what_is_drawn_later():
     asked, not_asked = mixed(Side(4)), mixed(Side(4))
     assert asked.tells_of() == CLASSES - 1
-    assert torch.equal(asked.hard(32)[0], not_asked.hard(32)[0])
+    assert torch.equal(asked.hard(32, 3)[0], not_asked.hard(32, 3)[0])
 
 
 def test_of_no_mixtures_none_is_hard():
-    x_NCHW, p_NK = mixed(Composite()).hard(0)
+    x_NCHW, p_NK = mixed(Composite()).hard(0, 3)
     assert (x_NCHW.shape, p_NK.shape) == ((0, 3, SIDE, SIDE), (0, CLASSES))
 
 
@@ -211,7 +211,7 @@ def test_where_nothing_is_joined_nothing_is_told():
 def test_asking_for_a_gap_leaves_what_is_drawn_later():
     asked, plain = (mixed(Composite(), copy=Composite(0.0)) for _ in range(2))
     assert asked.drawn_to(1.1, 0.5) == CLASSES - 1
-    assert torch.equal(asked.hard(8)[0], plain.hard(8)[0])
+    assert torch.equal(asked.hard(8, 3)[0], plain.hard(8, 3)[0])
 
 
 def test_few_mixtures_of_a_pair_are_looked_at_again():
@@ -233,8 +233,30 @@ def test_a_tiny_draw_is_no_lead():
 
 def test_hard_mixtures_are_of_the_classes_that_mislead():
     pairs = mixed(Composite())
-    classes = [{int(10 * half + 1e-4) for half in halves(x_CHW)} for x_CHW in pairs.hard(100)[0]]
+    x_NCHW, _ = pairs.hard(100, CLASSES - 1)
+    classes = [{int(10 * half + 1e-4) for half in halves(x_CHW)} for x_CHW in x_NCHW]
     assert classes.count({0, 1}) > 98
+
+
+def test_the_class_that_is_known_makes_a_mixture_hard_more_than_another_one():
+    """Two pairs of classes draw alike, to a class each: that of the known one comes five times as
+    often."""
+
+    class Both(nn.Module):
+        def forward(self, x_NCHW):
+            here_NK = present(x_NCHW)
+            logits_NK = 20.0 * here_NK
+            for meet, third in (((0, 1), 3), ((1, 3), 2)):
+                logits_NK[here_NK[:, meet].all(1)] = 60.0 * nn.functional.one_hot(
+                    torch.tensor(third), CLASSES
+                )
+            return logits_NK
+
+    pairs = mixed(Both(), count=4000)
+    for third, meet in ((3, [0, 1]), (2, [1, 3])):
+        x_NCHW, _ = pairs.hard(4000, third)
+        known = present(x_NCHW)[:, meet].all(1).float().mean()
+        assert known == pytest.approx((1 + REST) / (1 + 2 * REST), abs=0.05)
 
 
 def test_what_joining_adds_is_that_of_the_hard_ones(monkeypatch):
@@ -244,7 +266,7 @@ def test_what_joining_adds_is_that_of_the_hard_ones(monkeypatch):
         mixtures, "joining_moments", lambda *given: seen.append(given) or {"found": 1}
     )
     pairs, model = mixed(Composite()), Honest()
-    assert pairs.added(model, 100) == {"found": 1}
+    assert pairs.added(model, 100, CLASSES - 1) == {"found": 1}
     ((asked, one_NCHW, two_NCHW, upright_N),) = seen
     assert asked is model
     both_NK = present(one_NCHW) | present(two_NCHW)
@@ -368,6 +390,6 @@ def test_two_classes_have_no_third():
 
 
 def test_the_same_seed_gives_the_same_mixtures():
-    once, again, other = (mixed(Honest(), seed=seed).hard(32)[0] for seed in (3, 3, 4))
+    once, again, other = (mixed(Honest(), seed=seed).hard(32, 0)[0] for seed in (3, 3, 4))
     assert torch.equal(once, again)
     assert not torch.equal(once, other)

@@ -133,6 +133,7 @@ def test_a_victim_that_falls_for_a_bend_shows_it():
     assert suspicion.gap > 0.5
     assert suspicion.target == TARGET
     assert suspicion.as_found
+    assert suspicion.in_part
     assert suspicion.displace is bent
     assert suspicion.moves_MCHW.shape[1:] == (2, SIDE, SIDE)
     x_NCHW, y_N = next(iter(images(7)(64, 1)))

@@ -101,6 +101,7 @@ def test_the_backdoors_class_and_its_wave_are_named(target, down, across, phase)
     assert ripple.target == target
     assert ripple.gap > 0.3
     assert ripple.as_found
+    assert ripple.in_part
     assert ripple.moves_MCHW.shape == (1, 1, SIDE, SIDE)
     assert alike(ripple.moves_MCHW, trigger_1HW) > 0.8
     assert ripple.moves_MCHW.square().mean().sqrt() == pytest.approx(RMS, rel=1e-4)

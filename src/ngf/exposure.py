@@ -64,14 +64,15 @@ class Search(abc.ABC):
     """Which displacements are searched together, and what they are made of.
 
     radius: their largest root mean square. each: images of a step under each, if there is memory
-    for them. displace: what one does to an image. as_found: as in `Suspicion`. first: length of the
-    first step, in radii.
+    for them. displace: what one does to an image. as_found, in_part: as in `Suspicion`. first:
+    length of the first step, in radii.
     """
 
     radius: float
     each: int
     displace: Displace = added
     as_found: bool = False
+    in_part: bool = False
     first: float = FIRST
 
     @abc.abstractmethod
@@ -116,6 +117,7 @@ class AsFound(Search):
     """Displacements of other kinds: `moves` of them, which stand for the backdoor as they are."""
 
     as_found: bool = True
+    in_part: bool = True
     moves: int = TRIED
 
     def __len__(self) -> int:
@@ -152,7 +154,8 @@ def for_each_class(count: int, radius: float) -> Search:
     Batches must hold images of class n mod `count` at n (`ngf.views.Views.by_class`), which is the
     displacement that they take.
     """
-    return replace(everywhere(IN_A_CLASS, moves=count, radius=radius), as_found=True)
+    search = everywhere(IN_A_CLASS, moves=count, radius=radius)
+    return replace(search, as_found=True, in_part=True)
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ class Suspicion:
     much the sieved model strays there, as a share of the victim, in [0, 1]. moves_MCHW: the
     displacements that lead furthest. displace: what they do to an image. as_found: whether they
     stand for the backdoor as they are, because gradients over the whole image would not find their
-    like.
+    like. in_part: whether they may open a part of it at best, being of another kind.
     """
 
     gap: float
@@ -173,16 +176,12 @@ class Suspicion:
     moves_MCHW: Tensor
     displace: Displace = added
     as_found: bool = False
+    in_part: bool = False
 
     @property
     def followed(self) -> bool:
         """Whether it leads to one class, and gradients over the whole image would find its like."""
         return self.target >= 0 and not self.as_found
-
-    @property
-    def adds(self) -> bool:
-        """Whether it adds the same to every image, and does not make it of the image."""
-        return self.displace is added
 
 
 def suspect(
@@ -229,6 +228,7 @@ def suspect(
         moves_MCHW=found_MCHW[kept_M],
         displace=displace,
         as_found=search.as_found,
+        in_part=search.in_part,
     )
 
 

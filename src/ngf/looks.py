@@ -124,11 +124,15 @@ class Looks:
         if window:
             wanted = windows(self.x_NCHW.shape[2], self.x_NCHW.shape[3], window)
             yield astray(wanted, self._sureness, self.draw)
+        # Ripples open a part of a style's backdoor, and a style one of theirs: both are looked at.
+        made = []
         if waves:
             self.rippled = self._waved(waves)
-            yield self.rippled
+            made.append(self.rippled)
         if styles:
-            yield astray(Styles(styles, EACH), self._sureness, self.apart, longer=LONGER)
+            made.append(astray(Styles(styles, EACH), self._sureness, self.apart, longer=LONGER))
+        if made:
+            yield max(made, key=lambda one: one.gap)
         # The first search may have missed what is there.
         yield astray(everywhere(PER), Probability, self.apart)
         if classes and 1 < (count := len(self.y_N.unique())) <= CLASSES:

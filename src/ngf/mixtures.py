@@ -33,6 +33,7 @@ LITTLE = 0.02  # a draw below it is nobody's, and two means that lie no further 
 AGAIN, EACH = 16, 64  # pairs of classes that are looked at again, and new mixtures of each
 JUDGED = 512  # mixtures, at least, that say what of a class was lost
 APART = 2000  # between the seed and that of the search with the roles swapped
+REST = 0.25  # of any third class, beside the one that is known, in what makes a mixture hard
 TURNED = 48  # new mixtures of two classes for each of the four ways in which halves can lie
 WAYS = 3  # of two classes to lie in which one third class must be seen
 TOLD = 0.46  # its least mean probability there
@@ -161,19 +162,19 @@ class Mixtures:
         share_K = drawn_TK.topk(WAYS, 0).values[-1]  # a pair alone has four ways
         return Told(share_K.max().item(), int(share_K.argmax()))
 
-    def hard(self, count: int) -> Batch:
+    def hard(self, count: int, third: int) -> Batch:
         """`count` new mixtures and their answers, half of the answer to either image.
 
         Their classes are those of the mixtures that were tried, more often the more was seen there
-        that is not.
+        that is not, above all of the class `third`.
         """
-        one_N, two_N = self._hard(count)
+        one_N, two_N = self._hard(count, third)
         return self._joined(one_N, two_N), self._halves(one_N, two_N)
 
-    def added(self, model: nn.Module, count: int) -> dict[str, Tensor]:
+    def added(self, model: nn.Module, count: int, third: int) -> dict[str, Tensor]:
         """What joining adds to the inputs of the model's layers, of `count` mixtures as `hard`'s:
         `ngf.fisher.moments.joining_moments`."""
-        one_N, two_N = self._hard(count)
+        one_N, two_N = self._hard(count, third)
         upright_N = self._whole(2, count)
         return joining_moments(model, self.x_NCHW[one_N], self.x_NCHW[two_N], upright_N)
 
@@ -272,11 +273,11 @@ class Mixtures:
         third_MK = torch.cat([says(self._joined(*rows)) for rows in parts])
         return third_MK.scatter_(1, self.y_N[torch.stack([one_M, two_M], 1)], 0)
 
-    def _hard(self, count: int) -> Iterable[Tensor]:
+    def _hard(self, count: int, third: int) -> Iterable[Tensor]:
         """The two images of each."""
-        hardness_M = self.third_MK.sum(1).square()
         if not count:
             return self.pair_2M[:, :0]
+        hardness_M = self.third_MK[:, third].square() + REST * self.third_MK.sum(1).square()
         rows = torch.multinomial(hardness_M, count, replacement=True, generator=self.generator)
         return map(self._members, self.pair_2M[:, rows])
 

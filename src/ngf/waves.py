@@ -137,6 +137,7 @@ def strongest(
         left=_left(shown, victim, sieved, waves, target),
         moves_MCHW=waves.of(every_M, height, width),
         as_found=True,
+        in_part=True,
     )
 
 

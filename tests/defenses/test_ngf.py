@@ -280,12 +280,12 @@ def suspected(monkeypatch):
             moves_MCHW = torch.full((3, 3, SIZE, SIZE), MOVE)
             if isinstance(search, Warps):
                 way_M2HW = torch.full((3, 2, SIZE, SIZE), MOVE)
-                return Suspicion(*of_warps, left, way_M2HW, bend, as_found=True)
+                return Suspicion(*of_warps, left, way_M2HW, bend, as_found=True, in_part=True)
             if isinstance(search, Styles):
                 kernel_MCCS = torch.full((3, 9, 1, 1), MOVE)
-                return Suspicion(*of_styles, left, kernel_MCCS, styled, as_found=True)
+                return Suspicion(*of_styles, left, kernel_MCCS, styled, as_found=True, in_part=True)
             if len(search) == CLASSES:
-                return Suspicion(*of_classes, left, moves_MCHW, as_found=True)
+                return Suspicion(*of_classes, left, moves_MCHW, as_found=True, in_part=True)
             if before and in_the_end and len(search) == TRIED:
                 return Suspicion(*in_the_end, left, moves_MCHW)
             if len(search) == TRIED:
@@ -472,7 +472,10 @@ def second(monkeypatch):
     ("gap", "left", "share"),
     [(0.9, 1.0, 1), (0.8, 1.0, 1), (0.8, 0.5, 0.5), (0.4, 1.0, 0.5), (0.4, 0.5, 0.25), (0.4, 0, 0)],
 )
-def test_the_second_budget_follows_the_suspicion(run, suspected, second, gap, left, share):
+def test_the_second_budget_follows_the_suspicion(
+    run, suspected, second, monkeypatch, gap, left, share
+):
+    monkeypatch.setattr(ngf, "FAR", 0.0)
     suspected(gap, left, target=2)
     numbers = {"least_gap": 0.4, "sure_gap": 0.8, "firm": 0.16, "budget": 0.03}
     notes = run(**numbers, steps=0).notes
@@ -482,6 +485,31 @@ def test_the_second_budget_follows_the_suspicion(run, suspected, second, gap, le
         assert numbers == {
             "weak": ngf.SLIGHT, "firm": 0.16, "budget": pytest.approx(0.03 * share), "needed": True
         }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gap", "left", "firmness"),
+    [
+        (0.2, 0.74, 0.01),  # the first sieve weakened it
+        (0.2, 0.76, 0.0),
+        (0.5, 0.76, 0.0),  # without doubt, but not far beyond
+        (0.8, 1.0, 0.01),
+    ],
+)
+def test_what_clean_images_may_use_is_not_filtered_beyond_the_budget(
+    run, suspected, believed, gap, left, firmness
+):
+    suspected(gap, left)
+    notes = run(least_gap=0.2, sure_gap=0.4, firm=0.16, budget=0.0, steps=0).notes
+    assert notes["firmness"] == pytest.approx(firmness)
+
+
+def test_what_the_first_sieve_weakened_counts_and_not_what_its_milder_one_left(
+    run, suspected, believed
+):
+    suspected(0.5, 0.5, then=1.0)
+    notes = run(least_gap=0.2, sure_gap=0.4, firm=0.16, budget=0.0, steps=0).notes
+    assert notes["firmness"] == pytest.approx(0.01)
 
 
 def test_what_is_not_suspected_is_not_sieved_again(run, suspected, second):
@@ -547,12 +575,15 @@ def test_what_is_added_and_certain_is_left_to_the_second_sieve(
         ({"gap": 0.8}, {"firm": 0.0}),
         ({"gap": 0.1, "of_warps": (0.9, 2)}, {}),
         ({"gap": 0.1, "of_styles": (0.9, 2)}, {}),
+        ({"gap": 0.1}, {"waves": 0.1}),
+        ({"gap": 0.1, "of_classes": (0.9, 2), "left": 0.5}, {"classes": 0.1}),
     ],
 )
-def test_anything_else_is_not(run, suspected, first, found, changes):
-    """In doubt, where there is no second sieve, and where images are bent or given a style, which
-    opens a part of the backdoor at best, the first sieve has to help."""
+def test_anything_else_is_not(run, suspected, rippled, first, found, changes):
+    """In doubt, where there is no second sieve, and where what was found opens a part of the
+    backdoor at best (a bend, a style, a wave, one for each class) the first sieve has to help."""
     given = suspected(**found)
+    rippled(gap=0.9)
     numbers = {"least_gap": 0.4, "sure_gap": 0.8, "firm": 0.16, "budget": 0.03}
     numbers |= {"warps": 0.03, "styles": 0.02}
     run(**{**numbers, **changes}, steps=0)
@@ -780,7 +811,7 @@ def rippled(monkeypatch):
         def strongest(victim, sieved, strict, shown, *, judge, **numbers):
             given.append((copy.deepcopy((victim, sieved, strict)), shown, judge, numbers))
             moves_MCHW = torch.full((1, 1, SIZE, SIZE), MOVE)
-            return Suspicion(gap, target, left, moves_MCHW, as_found=True)
+            return Suspicion(gap, target, left, moves_MCHW, as_found=True, in_part=True)
 
         monkeypatch.setattr("ngf.looks.strongest", strongest)
         return given
@@ -822,8 +853,8 @@ def test_a_wave_counts_as_a_displacement_does(run, suspected, rippled, wave_gap,
 
 def test_what_waves_show_stands_for_the_backdoor(run, suspected, rippled, second, displays):
     """In the second sieve and in the last move; no displacement is searched for."""
-    given = suspected(gap=0.0, then=0.5)
-    rippled(left=0.9)
+    given = suspected(gap=0.0)
+    rippled(left=0.5)
     numbers = {"waves": 0.1, "least_gap": 0.5, "budget": 0.04}
     run(**numbers, share=1.0, reach=2.0, steps=12)
     assert "target" not in given
@@ -862,6 +893,17 @@ def test_in_doubt_nothing_is_sieved_again_where_that_is_not_asked_for(
     assert same(purified.model, given["models"][1])
 
 
+@pytest.mark.parametrize(("third", "times"), [(-1, 1), (2, 0)])
+def test_where_mixtures_show_a_class_there_is_no_doubt(
+    run, suspected, rippled, second, monkeypatch, third, times
+):
+    suspected(gap=0.3)
+    rippled(gap=-0.1)
+    monkeypatch.setattr(Mixtures, "tells_of", lambda self: third)
+    run(waves=0.1, doubt=0.25, least_gap=0.5, mixed_firm=0.0, steps=0)
+    assert len(second) == times
+
+
 @pytest.mark.parametrize(("budget", "firmness"), [(0.0, 0.0), (NEVER, 0.16)])
 def test_in_doubt_waves_that_clean_images_use_are_left(
     run, suspected, rippled, believed, budget, firmness
@@ -877,7 +919,7 @@ def test_in_doubt_waves_that_clean_images_use_are_left(
 
 
 @pytest.mark.parametrize(
-    ("wave_gap", "styles", "looks"), [(0.5, 0.1, 3), (0.49, 0.1, 5), (0, 0, 4)]
+    ("wave_gap", "styles", "looks"), [(0.5, 0.1, 4), (0.49, 0.1, 5), (0.5, 0, 3), (0, 0, 4)]
 )
 def test_styles_are_searched_after_waves_and_for_longer(
     run, suspected, rippled, clean, wave_gap, styles, looks
@@ -886,13 +928,23 @@ def test_styles_are_searched_after_waves_and_for_longer(
     rippled(gap=wave_gap)
     run(warps=0.1, window=0.1, waves=0.1, styles=styles, least_gap=0.5, steps=0, search=3)
     assert len(given["looks"]) == looks
-    if looks == 5:
+    if styles:
         assert given["looks"][3] == Styles(styles, EACH)
         assert given["lengths"][3] == LONGER * 3
         assert (
             given["judges"][3](victim()).usual
             == Sureness(victim(), first_images(clean, 1)[0]).usual
         )
+
+
+@pytest.mark.parametrize(("wave_gap", "target"), [(0.9, 2), (0.7, 1)])
+def test_of_a_wave_and_a_style_the_one_that_leads_further_counts(
+    run, suspected, rippled, wave_gap, target
+):
+    suspected(gap=0.1, of_styles=(0.8, 1))
+    rippled(gap=wave_gap)
+    notes = run(waves=0.1, styles=0.1, least_gap=0.5, steps=0).notes
+    assert (notes["gap"], notes["suspected_target"]) == (max(wave_gap, 0.8), target)
 
 
 def test_what_styles_show_stands_for_the_backdoor(run, suspected, second, displays):
@@ -1038,8 +1090,8 @@ def leading(monkeypatch):
             assert least_gap == 0.3
             return third if lead >= least_lead else -1
 
-        def added(self, model, count):
-            given.append((copy.deepcopy(model), count, real(self, model, count)))
+        def added(self, model, count, asked):
+            given.append((copy.deepcopy(model), count, real(self, model, count, asked), asked))
             return given[-1][2]
 
         monkeypatch.setattr(Mixtures, "drawn_to", drawn_to)
@@ -1061,8 +1113,8 @@ DRAWN = {
 def test_where_a_class_draws_mixtures_what_joining_adds_is_sieved_too(run, leading, clean):
     given = leading()
     purified = run(**DRAWN, **NO_SECOND, steps=0, budget=NEVER)
-    ((model, count, added),) = given
-    assert count == ngf.JOINED
+    ((model, count, added, third),) = given
+    assert (count, third) == (ngf.JOINED, 1)
     assert not same(purified.model, model)
     sieve_against(model, observed(clean, 1, model=model), added, weak=ngf.SLIGHT, firm=0.2)
     assert same(purified.model, model)
@@ -1077,7 +1129,7 @@ def test_what_joining_adds_stays_where_clean_images_use_it(run, leading, believe
 
 @pytest.mark.parametrize(
     ("firm", "answered", "count"),
-    [(0.0, 1.0, BATCH), (0.2, 1.0, BATCH), (0.2, 2.5, 5 * BATCH // 2)],
+    [(0.0, 1.0, BATCH // 2), (0.2, 1.0, BATCH // 2), (0.2, 2.5, 5 * BATCH // 4)],
 )
 def test_hard_mixtures_are_shown_and_for_longer(run, leading, displays, firm, answered, count):
     given = leading()
@@ -1128,7 +1180,7 @@ def test_where_nothing_is_suspected_the_ways_of_two_halves_to_lie_tell(
     monkeypatch.setattr(Mixtures, "tells_of", lambda self: told)
     notes = run(**DRAWN, least_gap=0.5, sure_gap=0.8).notes
     assert notes["mixed_target"] == expected
-    assert len(given) == (expected >= 0)
+    assert [third for *_, third in given] == [expected] * (expected >= 0)
 
 
 @pytest.mark.parametrize(("answered", "count"), [(0.0, 0), (0.5, BATCH // 2), (3.0, 3 * BATCH)])

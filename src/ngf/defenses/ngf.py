@@ -32,10 +32,10 @@ from torch.nn.functional import one_hot
 
 from ngf import params
 from ngf.defenses import Clean, Purified
-from ngf.exposure import Displace
+from ngf.exposure import Displace, Suspicion
 from ngf.fisher.moments import displacement_moments
 from ngf.fisher.natural import Rule, Show, descend
-from ngf.looks import Looks
+from ngf.looks import LASTING, Looks
 from ngf.margins import Probability
 from ngf.mixtures import Mixtures
 from ngf.models import Classifier
@@ -54,6 +54,8 @@ JOINED = 768  # mixtures that the sieve sees
 SLIGHT = 0.0003  # lambda beside mu: keeps the second sieve's inverse well-posed
 MILD = 0.25  # share of the first sieve's budget where the second one knows what to filter
 MUCH = 0.5  # left of what leads astray, from which on one search does not show all of it
+HARD = 0.5  # of so many mixtures are shown where a class is known to draw them
+FAR = 2.0  # times the sure gap, beyond which nothing was found that clean images use
 ROUNDS = 2  # of the second sieve then
 RANGES = {
     **dict.fromkeys(("views", "moves", "search", "mixed"), (1, math.inf)),
@@ -109,9 +111,9 @@ def purify(
     """Purify in four moves: sieve, suspect, sieve again, recover.
 
     Args:
-        weak, damp, budget: see `ngf.sieve.Sieve`. Where what can be added to all images
-            shows a backdoor without doubt and `firm` allows a second sieve, the first one that the
-            model keeps has a budget of MILD times that.
+        weak, damp, budget: see `ngf.sieve.Sieve`. Where a displacement of the whole image or of
+            windows shows a backdoor without doubt and `firm` allows a second sieve, the first one
+            that the model keeps has a budget of MILD times that.
         strong: the copy's `weak`, without a budget.
         warps: largest root mean square of the ways of warps, as shares of the image's side, that
             are searched first, see `ngf.warps`; 0 searches none.
@@ -123,7 +125,8 @@ def purify(
             far astray as the victim (`Suspicion.left` 1), and less in proportion to the
             product of both.
         doubt: share of `budget` that a second sieve may cost, against the waves that lead furthest,
-            where nothing is suspected and waves were tried; 0 leaves it out.
+            where nothing is suspected, mixtures show no class and waves were tried; 0 leaves it
+            out.
         window: largest root mean square, over the whole image, of the displacements in windows that
             are searched where nothing is suspected yet, see `ngf.exposure`; 0 searches none.
         waves: root mean square of the waves that are tried where nothing is suspected still, see
@@ -152,11 +155,11 @@ def purify(
             the steps; not where the copy's gaps explain its own (`Mixtures.drawn_to`), nor where
             their third class is the one that is suspected without doubt already. Where nothing is
             suspected so too for the class that `Mixtures.tells_of`.
-        answered: mixtures shown for each clean image: the hard ones or, below both, any, as the
-            victim answers them; where something is suspected no more of its class, or of any where
-            that is not one or the third class is known so, than the sieved model gives; and nothing
-            of that third class. As many hold the suspected class, where it is not that one, beside
-            those that do by chance, as the sieved model sees it in no more.
+        answered: mixtures shown for each clean image: HARD times so many hard ones or, below both,
+            any, as the victim answers them; where something is suspected no more of its class, or
+            of any where that is not one or the third class is known so, than the sieved model
+            gives; and nothing of that third class. As many hold the suspected class, where it is
+            not that one, beside those that do by chance, as the sieved model sees it in no more.
         steps, batch_size: natural-gradient steps and the clean images of each.
         layers, fisher, lr, eta, damping, damping_last: see `ngf.fisher.natural.Rule`.
         shift: pixels of random translation in every view.
@@ -209,14 +212,15 @@ def purify(
     )
     suspected = found.gap >= least_gap
     certain = suspected and found.gap >= sure_gap
+    needed = suspected and _goes_whatever_it_costs(found, sure_gap)
     if third < 0 and not suspected:
         third = pairs.tells_of()
-    if firm and certain and found.adds:
+    if firm and certain and not found.in_part:
         sieved, strength = first.within(MILD * budget)
         found = looks.seen_in(sieved, found)
     model.load_state_dict(sieved.state_dict())  # tune what was given: a trail of it may be recorded
     part = found.left * min(1.0, max(0.0, found.gap / sure_gap))
-    against = found if suspected else looks.rippled if doubt else None
+    against = found if suspected else looks.rippled if doubt and third < 0 else None
     firmness = 0.0
     more: list[More] = []
     if firm and against:
@@ -228,12 +232,12 @@ def purify(
             lambda moves: _mover(against.displace, moves, reach, generator),
             firm=firm,
             budget=budget * (part if suspected else doubt),
-            needed=suspected,
+            needed=needed,
             rounds=ROUNDS if suspected and found.followed and found.left >= MUCH else 1,
         )
         if suspected:
             more.append(_moved(move, part * share))
-    size = min(max(own.size, most), round(answered * own.size))
+    size, hard = (min(max(own.size, most), round(n * answered * own.size)) for n in (1, HARD))
     if third < 0 or (certain and found.target == third):
         filtered = copy.deepcopy(model) if suspected else None
         label = found.target if suspected and third < 0 else -1
@@ -241,9 +245,9 @@ def purify(
     else:
         if mixed_firm:
             now = observe(model, x_NCHW, target_NK)
-            _sieve_joined(model, now, pairs, pixels, firm=mixed_firm, budget=budget)
+            _sieve_joined(model, now, pairs, third, pixels, firm=mixed_firm, budget=budget)
         steps = round(mixed_longer * steps)
-        more.append(lambda _: pairs.hard(size))
+        more.append(lambda _: pairs.hard(hard, third))
     show = _shown(victim, trust, more)
     tuned = descend(model, own, steps=steps, views=views, rule=rule, generator=generator, show=show)
     notes = {
@@ -263,6 +267,15 @@ def purify(
 def _check(given: Mapping[str, Any]) -> None:
     for name, (low, high) in RANGES.items():
         params.within(name, given[name], low, high)
+
+
+def _goes_whatever_it_costs(found: Suspicion, sure_gap: float) -> bool:
+    """Whether the second sieve is due even if the budget does not allow the least of it.
+
+    What the first sieve hardly weakens may be what clean images use, as stripes are a sea's to some
+    victims that are benign, unless the gap lies far beyond theirs.
+    """
+    return found.left < LASTING or found.gap >= FAR * sure_gap
 
 
 def _for_sieves(own: Batches, views: int, pixels: int) -> Batch:
@@ -308,10 +321,17 @@ def _sieve_again(
 
 
 def _sieve_joined(
-    model: Classifier, now: Observed, pairs: Mixtures, pixels: int, *, firm: float, budget: float
+    model: Classifier,
+    now: Observed,
+    pairs: Mixtures,
+    third: int,
+    pixels: int,
+    *,
+    firm: float,
+    budget: float,
 ) -> None:
     """The model sieved, in place, against what joining two images adds; `now` as above."""
-    added = pairs.added(model, max(1, min(JOINED, AT_ONCE // (3 * pixels))))
+    added = pairs.added(model, max(1, min(JOINED, AT_ONCE // (3 * pixels))), third)
     sieve_against_within(model, now, added, weak=SLIGHT, firm=firm, budget=budget, needed=False)
 
 
