@@ -1,7 +1,7 @@
 """Looks: the searches for what leads a victim astray, one after the other until one shows enough.
 
 A bend first, for it shows on no other backdoor that was tried; then a displacement of the whole
-image, of windows of it, waves, and styles, each for what those before cannot see; then a
+image, of windows of it, waves and styles together, each for what those before cannot see; then a
 displacement of the whole image once more, and in the end one for each class. `exposure.py`,
 `warps.py`, `waves.py` and `styles.py` say how.
 """

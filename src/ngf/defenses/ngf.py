@@ -6,7 +6,7 @@ defense uses the paper's means in four moves:
 1. Sieve. Closed filters let through only what clean images use, as strongly as the loss on them
    allows. A copy is filtered without that care.
 2. Suspect. Find what leads the model astray, and not its copy: by gradients a warp and, where none
-   does, a displacement of the whole image, then of windows of it, then a wave, then a style, in the
+   does, a displacement of the whole image, then of windows of it, then a wave or a style, in the
    end a displacement for each class. Ask which class mixtures of two clean images are drawn to that
    is neither's.
 3. Sieve again, against what leads it astray, after a milder first sieve where that is certain;
