@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from command import ngf
+from command import in_a_process, ngf
 from conftest import ROOT, colour_split, tiny_model
 
 from ngf import plugins, stages, store
@@ -257,13 +257,15 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_leaves_nothing(case, workspace):
+@pytest.mark.parametrize(
+    ("case", "run"), [*((case, ngf) for case in BAD), ("diverged", in_a_process)]
+)
+def test_bad_input_is_one_line_and_leaves_nothing(case, run, workspace):
     words, damage, said = BAD[case]
     if damage:
         damage(workspace)
     before = sorted(workspace.rglob("*"))
-    done = ngf(*words, cwd=workspace)
+    done = run(*words, cwd=workspace)
     assert done.returncode == 2, done.stderr
     assert said in done.stderr
     assert done.stderr.startswith("error: ")

@@ -16,6 +16,14 @@ def takes(first, second, *, rate: float, count: int, name: str, sizes: list[int]
 GOOD = {"rate": 0.5, "count": 3, "name": "x", "sizes": [1, 2], "on": True}
 
 
+@pytest.fixture(autouse=True, scope="module")
+def users_yaml():
+    """Not the quicker one of conftest: what it makes of bad text is what a user is told."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(yaml, "SafeLoader", yaml.loader.SafeLoader)
+        yield
+
+
 def test_options_pass_unchanged():
     assert params.options(takes, GOOD, "here") == GOOD
 

@@ -35,7 +35,7 @@ from ngf.waves import Shown, strongest
 
 PER = 8  # images of a step under each displacement of the whole image, or each bend
 CLASSES = 64  # more are not searched one by one: that would take longer than all other looks
-LASTING = 0.75  # left of what one class shows, from which on it is the class and no backdoor
+LASTING = 0.75  # left of what was found, from which on clean images may use it
 
 
 @dataclass
@@ -124,7 +124,8 @@ class Looks:
         if window:
             wanted = windows(self.x_NCHW.shape[2], self.x_NCHW.shape[3], window)
             yield astray(wanted, self._sureness, self.draw)
-        # Ripples open a part of a style's backdoor, and a style one of theirs: both are looked at.
+        # Ripples open a part of a style's backdoor: both are looked at. Their gaps are no one
+        # measure, and a wave's is the stricter.
         made = []
         if waves:
             self.rippled = self._waved(waves)

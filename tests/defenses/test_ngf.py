@@ -512,6 +512,14 @@ def test_what_the_first_sieve_weakened_counts_and_not_what_its_milder_one_left(
     assert notes["firmness"] == pytest.approx(0.01)
 
 
+def test_a_milder_first_sieve_has_a_second_one_after_it(run, suspected, first):
+    """Without doubt, but perhaps what clean images use: the second sieve may leave it."""
+    given = suspected(0.5, 0.76)
+    run(least_gap=0.2, sure_gap=0.4, firm=0.16, budget=0.03, steps=0)
+    assert [budget for budget, *_ in first] == [0.03]
+    assert "again" not in given
+
+
 def test_what_is_not_suspected_is_not_sieved_again(run, suspected, second):
     given = suspected(gap=0.39, target=2)
     purified = run(least_gap=0.4, doubt=1.0, steps=0)

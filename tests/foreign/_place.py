@@ -45,7 +45,7 @@ def learned(net: nn.Module, x_NCHW: torch.Tensor, y_N: torch.Tensor) -> nn.Modul
     return net
 
 
-def purify(*words, model="net.pt", arch="theirs:net", out="out"):
-    return ngf(
+def purify(*words, model="net.pt", arch="theirs:net", out="out", run=ngf):
+    return run(
         "purify", "--model", model, "--arch", arch, "--clean", "images", "--out", out, *words
     )

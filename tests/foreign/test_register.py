@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 from _place import ALL_THE_SAME, OWN, furnish, purify
-from command import ngf
+from command import in_a_process, ngf
 from conftest import CLASSES, colour_split
 
 from ngf import lineage, store
@@ -95,7 +95,7 @@ def test_a_registry_that_is_not_there_is_said_before_the_work(tracked, monkeypat
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@127.0.0.1:9")
     monkeypatch.setenv("NGF_REGISTRY_PATIENCE", "0")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    done = purify(*OWN, "--register", "mine")
+    done = purify(*OWN, "--register", "mine", run=in_a_process)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: MLflow at http://127.0.0.1:9: ")

@@ -54,9 +54,9 @@ JOINED = 768  # mixtures that the sieve sees
 SLIGHT = 0.0003  # lambda beside mu: keeps the second sieve's inverse well-posed
 MILD = 0.25  # share of the first sieve's budget where the second one knows what to filter
 MUCH = 0.5  # left of what leads astray, from which on one search does not show all of it
-HARD = 0.5  # of so many mixtures are shown where a class is known to draw them
-FAR = 2.0  # times the sure gap, beyond which nothing was found that clean images use
 ROUNDS = 2  # of the second sieve then
+FAR = 2.0  # times the sure gap, beyond which nothing was found that clean images use
+HARD = 0.5  # hard mixtures, as a share of the mixtures that are shown elsewhere
 RANGES = {
     **dict.fromkeys(("views", "moves", "search", "mixed"), (1, math.inf)),
     **dict.fromkeys(("weak", "damp", "budget", "strong", "firm", "reach"), (0, math.inf)),
@@ -112,8 +112,8 @@ def purify(
 
     Args:
         weak, damp, budget: see `ngf.sieve.Sieve`. Where a displacement of the whole image or of
-            windows shows a backdoor without doubt and `firm` allows a second sieve, the first one
-            that the model keeps has a budget of MILD times that.
+            windows shows a backdoor without doubt that the second sieve filters whatever it costs,
+            the first one that the model keeps has a budget of MILD times that.
         strong: the copy's `weak`, without a budget.
         warps: largest root mean square of the ways of warps, as shares of the image's side, that
             are searched first, see `ngf.warps`; 0 searches none.
@@ -123,7 +123,9 @@ def purify(
         firm: largest mu of the second sieve, see `ngf.sieve.sieve_against_within`; 0 leaves it out.
             Its budget is `budget` where what is suspected without doubt leads the sieved model as
             far astray as the victim (`Suspicion.left` 1), and less in proportion to the
-            product of both.
+            product of both. Where even the least mu costs more, that is taken, unless clean images
+            may use what was found: LASTING or more of it is left and the gap lies below FAR times
+            `sure_gap`.
         doubt: share of `budget` that a second sieve may cost, against the waves that lead furthest,
             where nothing is suspected, mixtures show no class and waves were tried; 0 leaves it
             out.
@@ -131,8 +133,8 @@ def purify(
             are searched where nothing is suspected yet, see `ngf.exposure`; 0 searches none.
         waves: root mean square of the waves that are tried where nothing is suspected still, see
             `ngf.waves`; 0 tries none.
-        styles: largest root mean square of the kernels of styles that are searched where nothing is
-            suspected even then, see `ngf.styles`; 0 searches none.
+        styles: largest root mean square of the kernels of styles that are searched beside waves,
+            see `ngf.styles`, of which the larger gap counts; 0 searches none.
         classes: largest root mean square of the displacements that are searched in the end, one for
             each class, where there are no more of them than `ngf.looks.CLASSES`, and where mixtures
             do not show a class, which is then known for two others together; 0 searches none. All
@@ -215,7 +217,7 @@ def purify(
     needed = suspected and _goes_whatever_it_costs(found, sure_gap)
     if third < 0 and not suspected:
         third = pairs.tells_of()
-    if firm and certain and not found.in_part:
+    if firm and certain and needed and not found.in_part:
         sieved, strength = first.within(MILD * budget)
         found = looks.seen_in(sieved, found)
     model.load_state_dict(sieved.state_dict())  # tune what was given: a trail of it may be recorded
