@@ -24,8 +24,8 @@ from ngf.models import Classifier
 # Packages are read dozens of times, by these tests and by kfp. libyaml takes a tenth of the time.
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-# kfp asks for the whole stack a hundred times a pipeline, for one name, and pytest's is deep: to read
-# the source around each frame took three quarters of such a test.
+# kfp asks for the whole stack a hundred times a pipeline, for one name, and pytest's is deep: to
+# read the source around each frame took three quarters of such a test.
 WHOLE_STACK = inspect.stack
 inspect.stack = lambda context=0: WHOLE_STACK(context)
 
