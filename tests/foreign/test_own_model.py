@@ -213,6 +213,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(place, words, said):
     assert len(errors) == 1
     assert said in errors[0]
     assert (place / "net.pt").is_file()
+    assert "Traceback" not in done.stderr
     assert not (place / "out").exists()
 
 
@@ -258,6 +259,7 @@ def test_images_that_will_not_do_are_one_line(place, what):
     change(place / "images")
     done = purify(*OWN, "--size", SIZE)
     assert done.returncode == 2
+    assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert said in line
     assert not (place / "out").exists()

@@ -2,11 +2,10 @@
 
 import os
 import shutil
-import subprocess
-import sys
 
 import pytest
-from conftest import ROOT, colour_split
+from command import in_a_process
+from conftest import colour_split
 
 from ngf import lineage, stages, store
 from ngf.errors import InputError
@@ -124,10 +123,7 @@ def test_other_clean_images_leave_the_victim_as_it_was(place):
 def test_an_unknown_address_is_one_line_and_exit_code_2(place, address, said):
     with pytest.raises(InputError, match=said.split(":")[0]):
         chain.trace(address)
-    done = subprocess.run(
-        [sys.executable, "-c", "from ngf.cli import main; main()", "lineage", address],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT / "src")},
-    )  # fmt: skip
+    done = in_a_process("lineage", address)
     assert done.returncode == 2
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from command import in_a_process
 from conftest import GATE, ROOT, inspection_of, promotable, tiny_model
 from servers import free_port, running
 
@@ -284,11 +285,6 @@ def everything(folder):
     return found
 
 
-def ngf(*words):
-    command = [sys.executable, "-c", "from ngf.cli import main; main()", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True)
-
-
 PROMOTE = (
     "promote",
     "--model",
@@ -316,7 +312,7 @@ def test_a_dry_run_says_the_decision_and_writes_nothing(place):
     ):
         promotable(place, lost=lost)
         before = everything(place)
-        done = ngf(*PROMOTE, "--dry-run", "--out", "dry.json")
+        done = in_a_process(*PROMOTE, "--dry-run", "--out", "dry.json")
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith(said), done.stdout
         assert everything(place) == before
@@ -326,12 +322,12 @@ def test_a_dry_run_where_there_is_no_registry_makes_none(place, monkeypatch):
     promotable(place)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///none.db")
     before = everything(place)
-    done = ngf(*PROMOTE, "--dry-run")
+    done = in_a_process(*PROMOTE, "--dry-run")
     assert done.stdout == f"dry run: {NAME} version 1: champion: the first one that passed\n"
     assert everything(place) == before
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    done = ngf(*PROMOTE, "--dry-run")
+    done = in_a_process(*PROMOTE, "--dry-run")
     assert done.returncode == 0
     assert done.stdout.startswith(
         f"dry run: {NAME}: passed the gate; MLflow at http://127.0.0.1:9:"
@@ -341,7 +337,7 @@ def test_a_dry_run_where_there_is_no_registry_makes_none(place, monkeypatch):
 
 def test_only_a_dry_run_goes_without_out(place):
     promotable(place)
-    done = ngf(*PROMOTE)
+    done = in_a_process(*PROMOTE)
     assert done.returncode == 2
     assert done.stderr == "error: promote: --out is missing; only --dry-run goes without it\n"
 

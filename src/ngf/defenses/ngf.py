@@ -239,8 +239,10 @@ def purify(
         )
         if suspected:
             more.append(_moved(move, part * share))
-    size, hard = (min(max(own.size, most), round(n * answered * own.size)) for n in (1, HARD))
-    if third < 0 or (certain and found.target == third):
+    as_answered = third < 0 or (certain and found.target == third)
+    share_of_own = answered if as_answered else HARD * answered
+    size = min(max(own.size, most), round(share_of_own * own.size))
+    if as_answered:
         filtered = copy.deepcopy(model) if suspected else None
         label = found.target if suspected and third < 0 else -1
         more.append(_mixed(pairs, victim, filtered, size, third, label))
@@ -249,7 +251,7 @@ def purify(
             now = observe(model, x_NCHW, target_NK)
             _sieve_joined(model, now, pairs, third, pixels, firm=mixed_firm, budget=budget)
         steps = round(mixed_longer * steps)
-        more.append(lambda _: pairs.hard(hard, third))
+        more.append(lambda _: pairs.hard(size, third))
     show = _shown(victim, trust, more)
     tuned = descend(model, own, steps=steps, views=views, rule=rule, generator=generator, show=show)
     notes = {
