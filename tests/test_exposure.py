@@ -1,5 +1,7 @@
 """The search on linear victims whose weakness is built by hand."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from ngf.exposure import (
     RADIUS,
     TRIED,
     Along,
+    Search,
     Suspicion,
     added,
     everywhere,
@@ -554,6 +557,41 @@ def test_the_first_step_goes_down_the_loss_of_one_class():
     torch.testing.assert_close(
         moved_MCHW[0], steepest(loss, move_CHW, radius=1.0), rtol=1e-3, atol=1e-6
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun(Search):
+    """Displacements of the whole image that begin where they are told."""
+
+    begin_MCHW: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.begin_MCHW)
+
+    def start(self, x_NCHW):
+        return self.begin_MCHW.clone(), lambda moves_MCHW: moves_MCHW
+
+
+def test_of_some_the_best_are_searched_on():
+    """Those with the least loss in the last steps before, as they were by then."""
+    models = backdoored(None), honest()  # no image is of the class that it is led to
+    begin_MCHW = torch.zeros(6, 1, SIDE, SIDE)
+    ahead = everywhere(EACH, moves=2)
+    begin_MCHW[1:5:3] = led_astray(*models, Images()(64, 9), ahead, steps=9)
+    begin_MCHW.view(6, -1)[:, 3:9] = 1e-4 * torch.eye(6)  # no model looks there: says which it is
+    search = Begun(RADIUS, EACH, begin_MCHW=begin_MCHW, first=0.05, kept=(2,))
+    best_MCHW = led_astray(*models, Images(1)(60, 4), search, steps=4)
+    assert sorted(best_MCHW.view(2, -1)[:, 3:9].argmax(1).tolist()) == [1, 4]
+    assert (best_MCHW.view(2, -1)[:, 3:9] > 0).sum() == 2
+    assert torch.all(rms(best_MCHW) > 0.9 * RADIUS)
+
+
+@pytest.mark.parametrize(("steps", "left"), [(1, 8), (2, 2), (3, 2), (4, 2), (7, 2)])
+def test_few_steps_are_enough_to_leave_some_out(steps, left):
+    search = Begun(RADIUS, EACH, begin_MCHW=torch.zeros(8, 1, SIDE, SIDE), kept=(4, 2))
+    moves_MCHW = led_astray(backdoored(), honest(), Images()(64, steps), search, steps=steps)
+    assert len(moves_MCHW) == left
+    assert torch.isfinite(moves_MCHW).all()
 
 
 def test_near_what_was_found_the_first_step_is_shorter_and_begins_there():

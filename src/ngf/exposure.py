@@ -20,12 +20,17 @@ A backdoor for images of some classes alone shows in no displacement that all im
 there is one *for each class*, found and judged on images of that class.
 Other displacements are no sum, as warps (`warps.py`) and styles (`styles.py`): a search says what
 it does to an image.
+
+Where most of what is searched leads nowhere, the best are kept from time to time and take the
+images of those that are left out (successive halving, Jamieson and Talwalkar 2016, arXiv
+1502.07943): of as many steps and images each then has a better gradient.
 """
 
 from __future__ import annotations
 
 import abc
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -38,7 +43,7 @@ from ngf.margins import Judge, Probability, Says, logits
 from ngf.training import Batch
 
 Draw = Callable[[int, int], Iterable[Batch]]  # (images of a batch, batches)
-Loss = Callable[[Tensor, Tensor], Tensor]  # of displaced images and their labels
+Loss = Callable[[Tensor, Tensor], Tensor]  # of each displaced image, by its label
 Displace = Callable[[Tensor, Tensor], Tensor]  # images [N, C, H, W], each by its own displacement
 Made = Callable[[Tensor], Tensor]  # the displacements that numbers make; linear
 
@@ -49,6 +54,7 @@ IN_A_CLASS = 4  # and of each class
 PARTS = 6  # of a side; a window takes two, and the next one begins a part further
 FIRST, LAST = 1.0, 0.05  # length of a step, in radii; in between linear
 NEAR = 0.5  # of the first one where a search begins at what was found
+WEIGHED = 4  # steps before some are left out, whose losses say which
 MOMENTUM = 0.8
 MAJORITY = 0.5  # of what is led astray, for a class to be called the target
 NEVER = 1e-12
@@ -65,7 +71,8 @@ class Search(abc.ABC):
 
     radius: their largest root mean square. each: images of a step under each, if there is memory
     for them. displace: what one does to an image. as_found, in_part: as in `Suspicion`. first:
-    length of the first step, in radii.
+    length of the first step, in radii. kept: how many are searched on, after equal parts of the
+    steps; none says that all are, to the end.
     """
 
     radius: float
@@ -74,6 +81,7 @@ class Search(abc.ABC):
     as_found: bool = False
     in_part: bool = False
     first: float = FIRST
+    kept: tuple[int, ...] = ()
 
     @abc.abstractmethod
     def __len__(self) -> int:
@@ -84,7 +92,7 @@ class Search(abc.ABC):
         """For images like these: the numbers to begin at, and what numbers make.
 
         They are on a grid of their own [M, C, R, S], and of displacements of no length unless the
-        search says otherwise.
+        search says otherwise. What makes displacements treats all alike, or `kept` is empty.
         """
 
     def images(self, most: int) -> int:
@@ -167,7 +175,8 @@ class Suspicion:
     much the sieved model strays there, as a share of the victim, in [0, 1]. moves_MCHW: the
     displacements that lead furthest. displace: what they do to an image. as_found: whether they
     stand for the backdoor as they are, because gradients over the whole image would not find their
-    like. in_part: whether they may open a part of it at best, being of another kind.
+    like. in_part: whether they may open a part of it at best, being of another kind. beside: what
+    a look of another kind showed that shows enough too, and stands for the backdoor as well.
     """
 
     gap: float
@@ -177,6 +186,7 @@ class Suspicion:
     displace: Displace = added
     as_found: bool = False
     in_part: bool = False
+    beside: Suspicion | None = None
 
     @property
     def followed(self) -> bool:
@@ -253,7 +263,8 @@ def led_astray(
     def loss(moved_NCHW: Tensor, y_N: Tensor) -> Tensor:
         with autocast(moved_NCHW.device):
             model_NK, copy_NK = model(moved_NCHW), copy(moved_NCHW)
-        return _staying(model_NK.float(), y_N) + cross_entropy(copy_NK.float(), y_N)
+        staying_N = _staying(model_NK.float(), y_N)
+        return staying_N + cross_entropy(copy_NK.float(), y_N, reduction="none")
 
     return _descended(loss, batches, search, steps)
 
@@ -270,7 +281,7 @@ def led_to(
     def loss(moved_NCHW: Tensor, y_N: Tensor) -> Tensor:
         with autocast(moved_NCHW.device):
             logits_NK = model(moved_NCHW)
-        return cross_entropy(logits_NK.float(), torch.full_like(y_N, target))
+        return cross_entropy(logits_NK.float(), torch.full_like(y_N, target), reduction="none")
 
     return _descended(loss, draw(size, steps), search, steps)
 
@@ -287,20 +298,36 @@ def _descended(loss: Loss, batches: Iterable[Batch], search: Search, steps: int)
     first = next(batches)
     numbers_MCRS, made = search.start(first[0])
     course_MCRS = torch.zeros_like(numbers_MCRS)
-    for length, (x_NCHW, y_N) in zip(lengths, itertools.chain([first], batches), strict=True):
+    cuts = {(k + 1) * steps // (len(search.kept) + 1): kept for k, kept in enumerate(search.kept)}
+    lately: deque[Tensor] = deque(maxlen=WEIGHED)
+    turns = zip(lengths, itertools.chain([first], batches), strict=True)
+    for step, (length, (x_NCHW, y_N)) in enumerate(turns):
+        if step in cuts and lately:
+            total_M = torch.stack([*lately]).sum(0)
+            best = total_M.topk(cuts[step], largest=False).indices
+            numbers_MCRS, course_MCRS = numbers_MCRS[best], course_MCRS[best]
+            lately.clear()
         numbers_MCRS.requires_grad_()
         moved_NCHW = search.displace(x_NCHW, _in_turn(made(numbers_MCRS), len(x_NCHW)))
-        (slope_MCRS,) = torch.autograd.grad(loss(moved_NCHW, y_N), [numbers_MCRS])
+        loss_N = loss(moved_NCHW, y_N)
+        (slope_MCRS,) = torch.autograd.grad(loss_N.mean(), [numbers_MCRS])
+        if search.kept:
+            lately.append(_of_each(loss_N.detach(), len(numbers_MCRS)))
         course_MCRS = MOMENTUM * course_MCRS + slope_MCRS / _rms(slope_MCRS)
         numbers_MCRS = numbers_MCRS.detach() - length * course_MCRS / _rms(made(course_MCRS))
         numbers_MCRS *= (radius / _rms(made(numbers_MCRS))).clamp_max(1)
     return made(numbers_MCRS)
 
 
+def _of_each(loss_N: Tensor, count: int) -> Tensor:
+    """The mean loss [count] of each displacement, that images took in turn."""
+    return torch.stack([loss_N[m::count].mean() for m in range(count)])
+
+
 def _staying(logits_NK: Tensor, y_N: Tensor) -> Tensor:
-    """Mean of -log(1 - p(y))."""
+    """-log(1 - p(y)) of each."""
     others_NK = logits_NK.scatter(1, y_N[:, None], float("-inf"))
-    return (logits_NK.logsumexp(1) - others_NK.logsumexp(1)).mean()
+    return logits_NK.logsumexp(1) - others_NK.logsumexp(1)
 
 
 class Along:

@@ -2,13 +2,13 @@
 
 A bend first, for it shows on no other backdoor that was tried; then a displacement of the whole
 image, of windows of it, waves and styles together, each for what those before cannot see; then a
-displacement of the whole image once more, and in the end one for each class. `exposure.py`,
-`warps.py`, `waves.py` and `styles.py` say how.
+displacement of the whole image once more, one for each class, and in the end styles and windows
+once more. `exposure.py`, `warps.py`, `waves.py` and `styles.py` say how.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -118,26 +118,29 @@ class Looks:
         classes: float,
     ) -> Iterator[Suspicion]:
         astray = partial(self._astray, enough)
+        windowed = windows(self.x_NCHW.shape[2], self.x_NCHW.shape[3], window)
+        styled = partial(astray, Styles(styles, EACH), self._sureness, self.apart, longer=LONGER)
         if warps:
             yield astray(Warps(warps, PER), self._sureness, self.apart)
         yield astray(everywhere(PER), Probability, self.draw)
         if window:
-            wanted = windows(self.x_NCHW.shape[2], self.x_NCHW.shape[3], window)
-            yield astray(wanted, self._sureness, self.draw)
-        # Ripples open a part of a style's backdoor: both are looked at. Their gaps are no one
-        # measure, and a wave's is the stricter.
+            yield astray(windowed, self._sureness, self.draw)
         made = []
         if waves:
             self.rippled = self._waved(waves)
             made.append(self.rippled)
         if styles:
-            made.append(astray(Styles(styles, EACH), self._sureness, self.apart, longer=LONGER))
+            made.append(styled())
         if made:
-            yield max(made, key=lambda one: one.gap)
-        # The first search may have missed what is there.
+            yield _both(made, enough)
+        # What follows but for classes: the first search may have missed what is there.
         yield astray(everywhere(PER), Probability, self.apart)
         if classes and 1 < (count := len(self.y_N.unique())) <= CLASSES:
             yield self._class_by_class(enough, count, classes)
+        if styles:
+            yield styled()
+        if window:
+            yield astray(windowed, self._sureness, self.apart)
 
     def _astray(
         self, enough: float, wanted: Search, judge: Judge, draw: Draw, longer: int = 1
@@ -165,3 +168,13 @@ class Looks:
         if net not in self._sure:  # all images go through it once
             self._sure[net] = Sureness(net, self.x_NCHW)
         return self._sure[net]
+
+
+def _both(made: Sequence[Suspicion], enough: float) -> Suspicion:
+    """Of a wave and a style the one that leads further, beside the other if that shows enough too.
+
+    Ripples open a part of a style's backdoor, and what they open is not all of it. Their gaps are
+    no one measure, and a wave's is the stricter.
+    """
+    first, *others = sorted(made, key=lambda one: -one.gap)
+    return replace(first, beside=next((one for one in others if one.gap >= enough), None))

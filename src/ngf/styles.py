@@ -9,7 +9,8 @@ that:
 
     x' = x + K * x        K [C, C, S, S], the same for all images
 
-Kernels are searched and judged as other displacements are (`exposure.py`).
+Kernels are searched and judged as other displacements are (`exposure.py`), but a few of many lead
+far: the best are kept on the way.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ngf.exposure import TRIED, AsFound, Displace, Made
 SIDE = 5  # pixels across a kernel
 MANY = 2 * TRIED  # kernels that are searched together
 EACH = 4  # images of a step under each
+KEPT = (MANY // 2, MANY // 4)  # after a third and two thirds of the steps
 LONGER = 2  # times as many steps as elsewhere; with half the kernels or steps `fba` is missed more
 
 
@@ -51,6 +53,7 @@ class Styles(AsFound):
 
     displace: Displace = styled
     moves: int = MANY
+    kept: tuple[int, ...] = KEPT
 
     def start(self, x_NCHW: Tensor) -> tuple[Tensor, Made]:
         colours = x_NCHW.shape[1]

@@ -12,7 +12,7 @@ from torch.nn.functional import normalize, one_hot
 from ngf import device, models, params
 from ngf.defenses import Clean, ngf
 from ngf.errors import InputError
-from ngf.exposure import RADIUS, TRIED, Suspicion, Within, added, for_each_class, windows
+from ngf.exposure import RADIUS, TRIED, Suspicion, Within, for_each_class, windows
 from ngf.fisher.moments import displacement_moments
 from ngf.fisher.natural import Rule
 from ngf.looks import PER
@@ -262,7 +262,7 @@ def suspected(monkeypatch):
         in_the_end=None,
         then=None,
     ):
-        given.update(looks=[], judges=[], bent=[], views=[], lengths=[])
+        given.update(looks=[], judges=[], bent=[], views=[], labels=[], lengths=[])
 
         def bend(x_NCHW, way_N2HW):
             given["bent"].append((x_NCHW, way_N2HW, bent(x_NCHW, way_N2HW)))
@@ -277,6 +277,7 @@ def suspected(monkeypatch):
             given["looks"].append(search)
             given["lengths"].append(options["steps"])
             given["views"].append(torch.cat([x_NCHW for x_NCHW, _ in given["batches"]]))
+            given["labels"].append([y_N.tolist() for _, y_N in given["batches"]])
             moves_MCHW = torch.full((3, 3, SIZE, SIZE), MOVE)
             if isinstance(search, Warps):
                 way_M2HW = torch.full((3, 2, SIZE, SIZE), MOVE)
@@ -591,7 +592,7 @@ def test_anything_else_is_not(run, suspected, rippled, first, found, changes):
     """In doubt, where there is no second sieve, and where what was found opens a part of the
     backdoor at best (a bend, a style, a wave, one for each class) the first sieve has to help."""
     given = suspected(**found)
-    rippled(gap=0.9)
+    rippled(gap=0.9, left=1.0)
     numbers = {"least_gap": 0.4, "sure_gap": 0.8, "firm": 0.16, "budget": 0.03}
     numbers |= {"warps": 0.03, "styles": 0.02}
     run(**{**numbers, **changes}, steps=0)
@@ -726,27 +727,31 @@ def test_trust_is_in_the_victim_and_not_in_the_sieved_model(run, displays):
 
 
 @pytest.mark.parametrize(
-    ("gap", "window", "looks"), [(0.5, 0.03, 1), (0.49, 0.03, 3), (0.0, 0.0, 2)]
+    ("gap", "window", "looks"), [(0.5, 0.03, 1), (0.49, 0.03, 4), (0.0, 0.0, 2)]
 )
 def test_windows_are_searched_where_nothing_is_suspected(run, suspected, gap, window, looks):
+    """And once more in the end."""
     given = suspected(gap=gap)
     run(window=window, least_gap=0.5, steps=0)
     assert len(given["looks"]) == looks
-    if looks == 3:
-        expected, got = windows(SIZE, SIZE, window), given["looks"][1]
-        assert torch.equal(got.mask_M1HW, expected.mask_M1HW)
-        assert (got.radius, got.each) == (window, expected.each)
+    if looks == 4:
+        expected = windows(SIZE, SIZE, window)
+        for got in given["looks"][1::2]:
+            assert torch.equal(got.mask_M1HW, expected.mask_M1HW)
+            assert (got.radius, got.each) == (window, expected.each)
+        assert not torch.equal(given["views"][1], given["views"][3])
 
 
 def test_probabilities_judge_the_whole_image_and_margins_the_windows(run, suspected, clean):
     given = suspected(gap=0.1)
     run(window=0.1, least_gap=0.5, steps=0)
-    whole, parts, _ = given["judges"]
-    assert whole is Probability
     x_NCHW = first_images(clean, 1)[0]
-    asked, expected = parts(victim()), Sureness(victim(), x_NCHW)
-    assert asked.usual == expected.usual
-    assert torch.equal(asked(x_NCHW), expected(x_NCHW))
+    expected = Sureness(victim(), x_NCHW)
+    assert given["judges"][::2] == [Probability, Probability]
+    for parts in given["judges"][1::2]:
+        asked = parts(victim())
+        assert asked.usual == expected.usual
+        assert torch.equal(asked(x_NCHW), expected(x_NCHW))
 
 
 def test_what_windows_show_stands_for_the_backdoor(run, suspected, rippled, second, displays):
@@ -927,22 +932,23 @@ def test_in_doubt_waves_that_clean_images_use_are_left(
 
 
 @pytest.mark.parametrize(
-    ("wave_gap", "styles", "looks"), [(0.5, 0.1, 4), (0.49, 0.1, 5), (0.5, 0, 3), (0, 0, 4)]
+    ("wave_gap", "styles", "looks"), [(0.5, 0.1, 4), (0.49, 0.1, 7), (0.5, 0, 3), (0, 0, 5)]
 )
 def test_styles_are_searched_after_waves_and_for_longer(
     run, suspected, rippled, clean, wave_gap, styles, looks
 ):
+    """And once more in the end, before windows."""
     given = suspected(gap=0.1)
     rippled(gap=wave_gap)
     run(warps=0.1, window=0.1, waves=0.1, styles=styles, least_gap=0.5, steps=0, search=3)
     assert len(given["looks"]) == looks
-    if styles:
-        assert given["looks"][3] == Styles(styles, EACH)
-        assert given["lengths"][3] == LONGER * 3
-        assert (
-            given["judges"][3](victim()).usual
-            == Sureness(victim(), first_images(clean, 1)[0]).usual
-        )
+    usual = Sureness(victim(), first_images(clean, 1)[0]).usual
+    for which in {3: (), 4: (3,), 5: (), 7: (3, 5)}[looks] if styles else ():
+        assert given["looks"][which] == Styles(styles, EACH)
+        assert given["lengths"][which] == LONGER * 3
+        assert given["judges"][which](victim()).usual == usual
+    if looks == 7:
+        assert not torch.equal(given["views"][3], given["views"][5])
 
 
 @pytest.mark.parametrize(("wave_gap", "target"), [(0.9, 2), (0.7, 1)])
@@ -973,6 +979,25 @@ def test_what_styles_show_stands_for_the_backdoor(run, suspected, second, displa
         assert 0 <= length_N.min() < 0.25 * MOVE < length_N.max() <= 0.5001 * MOVE
 
 
+@pytest.mark.parametrize("styles", [0.8, 0.49])
+def test_images_are_moved_by_a_wave_and_a_style_where_both_show_enough(
+    run, suspected, rippled, second, displays, styles
+):
+    """A wave of 1 / 255 everywhere, and kernels that give every pixel a share of its colours."""
+    suspected(gap=0.1, of_styles=(styles, 1))
+    rippled(gap=0.9, left=1.0)
+    numbers = {"waves": 0.1, "styles": 0.1, "least_gap": 0.5}
+    run(**numbers, share=1.0, reach=1.0, steps=12)
+    alike = [
+        is_flat
+        for (x_NCHW, _), (shown_NCHW, _) in displays["shown"]
+        for is_flat in ((shown_NCHW[BATCH:] - x_NCHW).std((1, 2, 3)) < 1e-6).tolist()
+    ]
+    assert len(alike) > 100
+    share = sum(alike) / len(alike)
+    assert share == 1 if styles < 0.5 else 0.3 < share < 0.7
+
+
 @pytest.mark.parametrize("look", ["warps", "styles"])
 def test_a_search_with_views_of_its_own_takes_none_from_the_others(run, suspected, look):
     """Where it finds nothing the others see what they would see without it."""
@@ -982,8 +1007,8 @@ def test_a_search_with_views_of_its_own_takes_none_from_the_others(run, suspecte
         run(**{look: length}, window=0.1, least_gap=0.5, steps=0)
         looks = zip(given["looks"], given["views"], strict=True)
         views.append([seen for search, seen in looks if not isinstance(search, Warps | Styles)])
-        views[-1].pop()  # that of the last search, which comes after them
-    assert len(given["looks"]) == 4
+        del views[-1][2:]  # of the searches that come after them, with views of their own too
+    assert len(given["looks"]) == {"warps": 5, "styles": 6}[look]
     for without, beside in zip(*views, strict=True):
         assert torch.equal(without, beside)
 
@@ -1012,10 +1037,10 @@ def test_in_the_end_the_whole_image_is_searched_once_more_on_other_views(run, su
 @pytest.mark.parametrize(
     ("gap", "classes", "most", "looks"),
     [
-        (0.49, 0.1, CLASSES, 4),
+        (0.49, 0.1, CLASSES, 5),
         (0.5, 0.1, CLASSES, 1),
-        (0.49, 0.0, CLASSES, 3),
-        (0.49, 0.1, CLASSES - 1, 3),
+        (0.49, 0.0, CLASSES, 4),
+        (0.49, 0.1, CLASSES - 1, 4),
     ],
 )
 def test_what_no_other_look_shows_is_searched_class_by_class(
@@ -1026,15 +1051,14 @@ def test_what_no_other_look_shows_is_searched_class_by_class(
     given = suspected(gap=gap)
     run(window=0.1, classes=classes, least_gap=0.5, steps=0, search=3)
     assert len(given["looks"]) == looks
-    if looks == 4:
-        last, expected = given["looks"][-1], for_each_class(CLASSES, classes)
-        assert (last.radius, last.each, last.as_found) == (classes, expected.each, True)
-        assert given["lengths"][-1] == LONGER * 3
-        assert torch.equal(last.mask_M1HW, expected.mask_M1HW)
-        for _, y_N in given["batches"]:
-            assert y_N.tolist() == list(range(CLASSES)) * (7 // CLASSES)
+    if looks == 5:
+        look, expected = given["looks"][3], for_each_class(CLASSES, classes)
+        assert (look.radius, look.each, look.as_found) == (classes, expected.each, True)
+        assert given["lengths"][3] == LONGER * 3
+        assert torch.equal(look.mask_M1HW, expected.mask_M1HW)
+        assert given["labels"][3] == 3 * [list(range(CLASSES)) * (7 // CLASSES)]
         usual = Sureness(victim(), first_images(clean, 1)[0]).usual
-        assert given["judges"][-1](victim()).usual == usual
+        assert given["judges"][3](victim()).usual == usual
 
 
 @pytest.mark.parametrize(("left", "expected"), [(0.74, 0.6), (0.75, 0.2), (1.0, 0.2)])
@@ -1269,7 +1293,7 @@ def batch(count):
 
 def shown(moves_MCHW, given, *, reach=3.0, share=1.0, trust=0.0):
     generator = torch.Generator().manual_seed(0)
-    move = ngf._mover(added, moves_MCHW, reach, generator)
+    move = ngf._mover(Suspicion(1.0, 0, 1.0, moves_MCHW), moves_MCHW, reach, generator)
     with ngf._shown(victim(), trust, [ngf._moved(move, share)])(given) as pair:
         return pair
 

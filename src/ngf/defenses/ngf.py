@@ -6,8 +6,8 @@ defense uses the paper's means in four moves:
 1. Sieve. Closed filters let through only what clean images use, as strongly as the loss on them
    allows. A copy is filtered without that care.
 2. Suspect. Find what leads the model astray, and not its copy: by gradients a warp and, where none
-   does, a displacement of the whole image, then of windows of it, then a wave or a style, in the
-   end a displacement for each class. Ask which class mixtures of two clean images are drawn to that
+   does, a displacement of the whole image, then of windows of it, then a wave or a style, then a
+   displacement for each class. Ask which class mixtures of two clean images are drawn to that
    is neither's.
 3. Sieve again, against what leads it astray, after a milder first sieve where that is certain;
    where it is in doubt, against the waves that lead furthest, if clean images hardly notice.
@@ -32,7 +32,7 @@ from torch.nn.functional import one_hot
 
 from ngf import params
 from ngf.defenses import Clean, Purified
-from ngf.exposure import Displace, Suspicion
+from ngf.exposure import Suspicion
 from ngf.fisher.moments import displacement_moments
 from ngf.fisher.natural import Rule, Show, descend
 from ngf.looks import LASTING, Looks
@@ -56,6 +56,7 @@ MILD = 0.25  # share of the first sieve's budget where the second one knows what
 MUCH = 0.5  # left of what leads astray, from which on one search does not show all of it
 ROUNDS = 2  # of the second sieve then
 FAR = 2.0  # times the sure gap, beyond which nothing was found that clean images use
+HALF = 0.5  # of the images moved as was found first, where more was found
 HARD = 0.5  # hard mixtures, as a share of the mixtures that are shown elsewhere
 RANGES = {
     **dict.fromkeys(("views", "moves", "search", "mixed"), (1, math.inf)),
@@ -134,7 +135,8 @@ def purify(
         waves: root mean square of the waves that are tried where nothing is suspected still, see
             `ngf.waves`; 0 tries none.
         styles: largest root mean square of the kernels of styles that are searched beside waves,
-            see `ngf.styles`, of which the larger gap counts; 0 searches none.
+            see `ngf.styles`, of which the larger gap counts, and the other as well where it is
+            enough; 0 searches none.
         classes: largest root mean square of the displacements that are searched in the end, one for
             each class, where there are no more of them than `ngf.looks.CLASSES`, and where mixtures
             do not show a class, which is then known for two others together; 0 searches none. All
@@ -231,7 +233,7 @@ def purify(
             sieved,
             observe(model, x_NCHW, target_NK),
             lambda net: looks.stand_for(against, radius, net),
-            lambda moves: _mover(against.displace, moves, reach, generator),
+            lambda moves: _mover(against, moves, reach, generator),
             firm=firm,
             budget=budget * (part if suspected else doubt),
             needed=needed,
@@ -339,10 +341,11 @@ def _sieve_joined(
     sieve_against_within(model, now, added, weak=SLIGHT, firm=firm, budget=budget, needed=False)
 
 
-def _mover(
-    displace: Displace, moves_MCHW: Tensor, reach: float, generator: torch.Generator
-) -> Move:
-    """Moves each image along one of the displacements, by up to `reach` times its length."""
+def _mover(found: Suspicion, moves_MCHW: Tensor, reach: float, generator: torch.Generator) -> Move:
+    """Moves each image along one of the displacements, by up to `reach` times its length.
+
+    Half of the images, at random, along what was found beside it, if anything was.
+    """
 
     def draw(count: int) -> Tensor:
         return torch.rand(count, generator=generator, device=generator.device)
@@ -350,9 +353,17 @@ def _mover(
     def move(x_NCHW: Tensor) -> Tensor:
         which_N = (draw(len(x_NCHW)) * len(moves_MCHW)).long()
         length_N = reach * draw(len(x_NCHW))
-        return displace(x_NCHW, length_N[:, None, None, None] * moves_MCHW[which_N])
+        return found.displace(x_NCHW, length_N[:, None, None, None] * moves_MCHW[which_N])
 
-    return move
+    if found.beside is None:
+        return move
+    other = _mover(found.beside, found.beside.moves_MCHW, reach, generator)
+
+    def either(x_NCHW: Tensor) -> Tensor:
+        first_N = draw(len(x_NCHW)) < HALF
+        return move(x_NCHW).where(first_N[:, None, None, None], other(x_NCHW))
+
+    return either
 
 
 def _moved(move: Move, share: float) -> More:
