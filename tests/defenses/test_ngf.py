@@ -592,7 +592,7 @@ def test_anything_else_is_not(run, suspected, rippled, first, found, changes):
     """In doubt, where there is no second sieve, and where what was found opens a part of the
     backdoor at best (a bend, a style, a wave, one for each class) the first sieve has to help."""
     given = suspected(**found)
-    rippled(gap=0.9, left=1.0)
+    rippled(gap=0.9)
     numbers = {"least_gap": 0.4, "sure_gap": 0.8, "firm": 0.16, "budget": 0.03}
     numbers |= {"warps": 0.03, "styles": 0.02}
     run(**{**numbers, **changes}, steps=0)

@@ -136,9 +136,10 @@ def purify(
             `ngf.waves`; 0 tries none.
         styles: largest root mean square of the kernels of styles that are searched beside waves,
             see `ngf.styles`, of which the larger gap counts, and the other as well where it is
-            enough; 0 searches none.
-        classes: largest root mean square of the displacements that are searched in the end, one for
-            each class, where there are no more of them than `ngf.looks.CLASSES`, and where mixtures
+            enough; 0 searches none. Where no look shows enough, styles and windows are searched
+            once more.
+        classes: largest root mean square of the displacements that are searched then, one for each
+            class, where there are no more of them than `ngf.looks.CLASSES`, and where mixtures
             do not show a class, which is then known for two others together; 0 searches none. All
             gaps count alike.
         moves, radius: how many displacements to the suspected class stand for its backdoor, and
