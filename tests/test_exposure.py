@@ -1,6 +1,6 @@
 """The search on linear victims whose weakness is built by hand."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 from ngf import device, exposure
 from ngf.exposure import (
     FIRST,
+    FURTHER,
     NEAR,
     RADIUS,
     TRIED,
@@ -234,10 +235,27 @@ def test_what_windows_find_lies_within_them_and_stands_as_it_is():
     assert rms(moves_MCHW).max() > 0.05 * 0.9
     suspicion = found(backdoored(), search=search)
     assert suspicion.as_found
+    assert suspicion.windowed
     assert not suspicion.in_part
-    assert not found(backdoored(), steps=2).as_found
+    whole = found(backdoored(), steps=2)
+    assert not whole.as_found
+    assert not whole.windowed
     assert suspicion.target == TARGET
     assert suspicion.gap > 0.2
+
+
+def test_what_is_left_of_a_window_is_told_further_along():
+    """On the images that judge: the second search's come after them."""
+    weakened, draw = backdoored(strength=40), Images()
+    search = windows(SIDE, SIDE, 0.05)
+    suspicion = found(backdoored(), sieved=weakened, search=search, draw=draw)
+    judged = draw.given[STEPS : 2 * STEPS]
+    models = backdoored(), honest()
+    plain = replace(suspicion, windowed=False)
+    further = replace(plain, moves_MCHW=FURTHER * plain.moves_MCHW)
+    assert suspicion.left == left_in(weakened, suspicion, *models, judged)
+    assert suspicion.left == left_in(weakened, further, *models, judged)
+    assert suspicion.left != left_in(weakened, plain, *models, judged)
 
 
 def test_a_small_trigger_that_the_whole_image_drowns_shows_in_windows():

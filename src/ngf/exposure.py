@@ -57,6 +57,7 @@ NEAR = 0.5  # of the first one where a search begins at what was found
 WEIGHED = 4  # steps before some are left out, whose losses say which
 MOMENTUM = 0.8
 MAJORITY = 0.5  # of what is led astray, for a class to be called the target
+FURTHER = 2.0  # times what was found in a window, where it is asked what is left: a patch is longer
 NEVER = 1e-12
 
 
@@ -70,9 +71,9 @@ class Search(abc.ABC):
     """Which displacements are searched together, and what they are made of.
 
     radius: their largest root mean square. each: images of a step under each, if there is memory
-    for them. displace: what one does to an image. as_found, in_part: as in `Suspicion`. first:
-    length of the first step, in radii. kept: how many are searched on, after equal parts of the
-    steps; none says that all are, to the end.
+    for them. displace: what one does to an image. as_found, in_part, windowed: as in `Suspicion`.
+    first: length of the first step, in radii. kept: how many are searched on, after equal parts of
+    the steps; none says that all are, to the end.
     """
 
     radius: float
@@ -80,6 +81,7 @@ class Search(abc.ABC):
     displace: Displace = added
     as_found: bool = False
     in_part: bool = False
+    windowed: bool = False
     first: float = FIRST
     kept: tuple[int, ...] = ()
 
@@ -153,7 +155,7 @@ def windows(height: int, width: int, radius: float) -> Search:
             for side, at in ((height, i), (width, j))
         )
         mask_HW[down, across] = 1
-    return Within(radius, IN_A_WINDOW, as_found=True, mask_M1HW=mask_M1HW)
+    return Within(radius, IN_A_WINDOW, as_found=True, windowed=True, mask_M1HW=mask_M1HW)
 
 
 def for_each_class(count: int, radius: float) -> Search:
@@ -175,8 +177,9 @@ class Suspicion:
     much the sieved model strays there, as a share of the victim, in [0, 1]. moves_MCHW: the
     displacements that lead furthest. displace: what they do to an image. as_found: whether they
     stand for the backdoor as they are, because gradients over the whole image would not find their
-    like. in_part: whether they may open a part of it at best, being of another kind. beside: what
-    a look of another kind showed that shows enough too, and stands for the backdoor as well.
+    like. in_part: whether they may open a part of it at best, being of another kind. windowed:
+    whether each lies in a window; what is left is told FURTHER along then. beside: what a look of
+    another kind showed that shows enough too, and stands for the backdoor as well.
     """
 
     gap: float
@@ -186,6 +189,7 @@ class Suspicion:
     displace: Displace = added
     as_found: bool = False
     in_part: bool = False
+    windowed: bool = False
     beside: Suspicion | None = None
 
     @property
@@ -230,8 +234,9 @@ def suspect(
     kept_M = stray_M >= stray_M.max() - gap.clamp_min(0) / 2
     taken_K = victim_MK[kept_M].mean(0)
     first, all_taken = int(taken_K.argmax()), taken_K.sum().clamp_min(NEVER)
-    after_MK = along.strays(Probability(sieved))[0] if gap >= enough else before_MK
-    return Suspicion(
+    asked = bool(gap >= enough)
+    after_MK = along.strays(Probability(sieved))[0] if asked else before_MK
+    found = Suspicion(
         gap=gap.item(),
         target=first if taken_K[first] >= MAJORITY * all_taken else -1,
         left=_share(after_MK[kept_M], before_MK[kept_M]),
@@ -239,7 +244,11 @@ def suspect(
         displace=displace,
         as_found=search.as_found,
         in_part=search.in_part,
+        windowed=search.windowed,
     )
+    if asked and found.windowed:
+        return replace(found, left=left_in(sieved, found, victim, copy, batches))
+    return found
 
 
 def left_in(
@@ -250,7 +259,8 @@ def left_in(
     batches: Sequence[Batch],
 ) -> float:
     """`Suspicion.left` of another sieved model, on these images."""
-    along = Along(copy, found.displace, found.moves_MCHW, batches)
+    reach = FURTHER if found.windowed else 1.0
+    along = Along(copy, found.displace, reach * found.moves_MCHW, batches)
     before_MK, after_MK = along.strays(Probability(victim), Probability(sieved))
     return _share(after_MK, before_MK)
 

@@ -1,14 +1,15 @@
 """Looks: the searches for what leads a victim astray, one after the other until one shows enough.
 
 A bend first, for it shows on no other backdoor that was tried; then a displacement of the whole
-image, of windows of it, waves and styles together, each for what those before cannot see; then a
+image, beside it windows of it where that is not clear, waves and styles together, each for what
+those before cannot see; then a
 displacement of the whole image once more, one for each class, and in the end styles and windows
 once more. `exposure.py`, `warps.py`, `waves.py` and `styles.py` say how.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -29,11 +30,13 @@ from ngf.exposure import (
     windows,
 )
 from ngf.margins import Judge, Probability, Sureness
+from ngf.places import narrowed
 from ngf.styles import EACH, LONGER, Styles
 from ngf.warps import Warps
 from ngf.waves import Shown, strongest
 
 PER = 8  # images of a step under each displacement of the whole image, or each bend
+CLEAR = 0.4  # a gap of the whole image, from which on nobody looks into windows
 CLASSES = 64  # more are not searched one by one: that would take longer than all other looks
 LASTING = 0.75  # left of what was found, from which on clean images may use it
 
@@ -95,8 +98,12 @@ class Looks:
 
         Where it can be followed: those of that root mean square which draw this model, a filtered
         one, to its class, looked for from what was found on. From nothing, a search that only now
-        and then meets the backdoor would miss it here too.
+        and then meets the backdoor would miss it here too. Where it lies in windows and leads to
+        one class: what `ngf.places` finds there.
         """
+        if found.windowed and found.target >= 0:
+            limits = {"moves": self.moves, "steps": self.steps, "most": self.most}
+            return narrowed(found, model, self.copy, self.apart, **limits)
         if not found.followed:
             return found.moves_MCHW
         wanted = near(found.moves_MCHW, PER, moves=self.moves, radius=radius)
@@ -122,9 +129,11 @@ class Looks:
         styled = partial(astray, Styles(styles, EACH), self._sureness, self.apart, longer=LONGER)
         if warps:
             yield astray(Warps(warps, PER), self._sureness, self.apart)
-        yield astray(everywhere(PER), Probability, self.draw)
-        if window:
-            yield astray(windowed, self._sureness, self.draw)
+        whole = astray(everywhere(PER), Probability, self.draw)
+        if whole.gap >= max(CLEAR, enough) or not window:
+            yield whole
+        else:
+            yield _both([whole, *self._windowed(astray, windowed, enough)], enough)
         made = []
         if waves:
             self.rippled = self._waved(waves)
@@ -150,6 +159,15 @@ class Looks:
             *models, draw, wanted, steps=steps, most=self.most, judge=judge, enough=enough
         )
 
+    def _windowed(
+        self, astray: Callable[..., Suspicion], search: Search, enough: float
+    ) -> Iterator[Suspicion]:
+        """What windows show, and once more where that is enough and not clear."""
+        shown = astray(search, self._sureness, self.draw)
+        yield shown
+        if enough <= shown.gap < CLEAR:
+            yield astray(search, self._sureness, self.apart)
+
     def _class_by_class(self, enough: float, count: int, rms: float) -> Suspicion:
         """One of many classes is always led away, as it is by nature: towards its like.
 
@@ -171,10 +189,11 @@ class Looks:
 
 
 def _both(made: Sequence[Suspicion], enough: float) -> Suspicion:
-    """Of a wave and a style the one that leads further, beside the other if that shows enough too.
+    """Of several kinds the one that leads furthest, beside the next one if that shows enough too.
 
-    Ripples open a part of a style's backdoor, and what they open is not all of it. Their gaps are
-    no one measure, and a wave's is the stricter.
+    Ripples open a part of a style's backdoor, and what they open is not all of it. So does what
+    the whole image shows of a patch. Their gaps are no one measure; of waves and styles a wave's is
+    the stricter.
     """
     first, *others = sorted(made, key=lambda one: -one.gap)
     return replace(first, beside=next((one for one in others if one.gap >= enough), None))

@@ -291,7 +291,7 @@ def suspected(monkeypatch):
                 return Suspicion(*in_the_end, left, moves_MCHW)
             if len(search) == TRIED:
                 return Suspicion(gap, target, left, moves_MCHW)
-            return Suspicion(*in_windows, left, moves_MCHW, as_found=True)
+            return Suspicion(*in_windows, left, moves_MCHW, as_found=True, windowed=True)
 
         def led_to(model, target, draw, search, **options):
             given.update(drawn=copy.deepcopy(model), target=target, wanted=search, moves=options)
@@ -303,7 +303,14 @@ def suspected(monkeypatch):
 
         monkeypatch.setattr("ngf.looks.suspect", suspect)
         monkeypatch.setattr("ngf.looks.left_in", left_in)
+
+        def narrowed(found, model, strict, draw, **options):
+            given.update(narrowed=copy.deepcopy((found, model, strict)), limits=options)
+            given["parted"] = torch.cat([x_NCHW for x_NCHW, _ in draw(7, 3)])
+            return found.moves_MCHW
+
         monkeypatch.setattr("ngf.looks.led_to", led_to)
+        monkeypatch.setattr("ngf.looks.narrowed", narrowed)
         return given
 
     return put
@@ -551,23 +558,27 @@ def first(monkeypatch):
     return given
 
 
-@pytest.mark.parametrize("where", ["everywhere", "in_windows"])
+@pytest.mark.parametrize(
+    ("where", "left", "share"),
+    [("everywhere", 0.1, ngf.MILD), ("in_windows", 0.1, 0.9), ("in_windows", 0.76, ngf.MILD)],
+)
 @pytest.mark.parametrize("target", [2, -1])
 @pytest.mark.parametrize("then", [1.0, 0.5])
 def test_what_is_added_and_certain_is_left_to_the_second_sieve(
-    run, suspected, first, second, where, target, then
+    run, suspected, first, second, where, left, share, target, then
 ):
+    """Of what windows show the first sieve keeps what it takes by itself."""
     if where == "everywhere":
-        given = suspected(gap=0.8, left=0.1, target=target, then=then)
+        given = suspected(gap=0.8, left=left, target=target, then=then)
     else:
-        given = suspected(gap=0.1, left=0.1, in_windows=(0.8, target), then=then)
-    numbers = {"least_gap": 0.4, "sure_gap": 0.8, "firm": 0.16, "budget": 0.03}
+        given = suspected(gap=0.1, left=left, in_windows=(0.8, target), then=then)
+    numbers = {"least_gap": 0.4, "sure_gap": 0.4, "firm": 0.16, "budget": 0.03}
     notes = run(**numbers, window=0.03, search=5, steps=0).notes
-    assert [budget for budget, *_ in first] == [0.03, pytest.approx(0.03 * ngf.MILD)]
+    assert [budget for budget, *_ in first] == [0.03, pytest.approx(0.03 * share)]
     mild, found, fresh, strict = given["again"]
     assert same(mild, first[1][1])
     assert notes["strength"] == first[1][2] in STRENGTHS
-    assert (found.gap, found.target, found.left) == (0.8, target, 0.1)
+    assert (found.gap, found.target, found.left) == (0.8, target, left)
     assert same(fresh, given["models"][0])
     assert same(strict, given["models"][2])
     assert len(given["judged"]) == 5
@@ -742,6 +753,21 @@ def test_windows_are_searched_where_nothing_is_suspected(run, suspected, gap, wi
         assert not torch.equal(given["views"][1], given["views"][3])
 
 
+@pytest.mark.parametrize(
+    ("gap", "shown", "looks"), [(0.4, 0.0, 1), (0.39, 0.0, 2), (0.0, 0.39, 3), (0.0, 0.4, 2)]
+)
+def test_what_the_whole_image_shows_unclearly_is_looked_for_in_windows_too(
+    run, suspected, gap, shown, looks
+):
+    """And once more, on other views, where these are unclear as well; what is furthest counts."""
+    given = suspected(gap=gap, in_windows=(shown, 2))
+    notes = run(window=0.1, least_gap=0.1, steps=0).notes
+    assert len(given["looks"]) == looks
+    assert (notes["gap"], notes["suspected_target"]) == max((gap, 1), (shown, 2))
+    if looks == 3:
+        assert not torch.equal(given["views"][1], given["views"][2])
+
+
 def test_probabilities_judge_the_whole_image_and_margins_the_windows(run, suspected, clean):
     given = suspected(gap=0.1)
     run(window=0.1, least_gap=0.5, steps=0)
@@ -755,16 +781,31 @@ def test_probabilities_judge_the_whole_image_and_margins_the_windows(run, suspec
 
 
 def test_what_windows_show_stands_for_the_backdoor(run, suspected, rippled, second, displays):
-    """No displacement is searched for in its place, and no wave is tried."""
+    """Or what is found at places in them, on other views; no wave is tried."""
     given = suspected(gap=0.1, left=0.5, in_windows=(1.0, 2))
     waves = rippled()
     numbers = {"window": 0.1, "waves": 0.1, "least_gap": 0.5, "budget": 0.04}
-    notes = run(**numbers, share=1.0, reach=2.0, steps=12).notes
+    notes = run(**numbers, share=1.0, reach=2.0, steps=12, search=5, moves=2).notes
     assert not waves
     assert "target" not in given
+    found, model, strict = given["narrowed"]
+    assert (found.windowed, found.target) == (True, 2)
+    assert same(model, given["again"][0])
+    assert same(strict, given["models"][2])
+    assert given["limits"]["moves"] == 2
+    assert given["limits"]["steps"] == 5
+    for other in given["views"]:
+        assert not torch.equal(given["parted"], other)
     assert (notes["gap"], notes["suspected_target"]) == (1.0, 2)
     assert [numbers["budget"] for numbers, *_ in second] == [0.02]
     check_moved(displays, 2.0, BATCH // 2)
+
+
+def test_windows_that_lead_to_no_one_class_are_not_narrowed(run, suspected, second):
+    given = suspected(gap=0.1, in_windows=(1.0, -1))
+    run(window=0.1, least_gap=0.5, steps=0)
+    assert len(second) == 1
+    assert "narrowed" not in given
 
 
 def test_where_no_look_shows_enough_the_furthest_counts(run, suspected, rippled):
@@ -1293,7 +1334,7 @@ def batch(count):
 
 def shown(moves_MCHW, given, *, reach=3.0, share=1.0, trust=0.0):
     generator = torch.Generator().manual_seed(0)
-    move = ngf._mover(Suspicion(1.0, 0, 1.0, moves_MCHW), moves_MCHW, reach, generator)
+    move = ngf._mover(Suspicion(1.0, 0, 1.0, moves_MCHW), moves_MCHW, reach, True, generator)
     with ngf._shown(victim(), trust, [ngf._moved(move, share)])(given) as pair:
         return pair
 
@@ -1311,6 +1352,19 @@ def test_a_batch_is_shown_as_it_is_and_under_parts_of_the_moves():
     assert set(which_N.tolist()) == {0, 1}
     assert 2.5 < part_N.max() <= 3.0001
     assert -1e-4 <= part_N.min() < 0.5
+
+
+@pytest.mark.parametrize(("flip", "places"), [(True, {2, SIZE - 3}), (False, {2})])
+def test_what_lies_in_a_window_is_moved_to_its_mirrored_place_too(flip, places):
+    """Where training mirrors images; the images themselves stay as they are."""
+    moves_MCHW = torch.zeros(1, 3, SIZE, SIZE)
+    moves_MCHW[..., 2] = 0.02
+    found = Suspicion(1.0, 0, 1.0, moves_MCHW, as_found=True, windowed=True)
+    generator = torch.Generator().manual_seed(0)
+    x_NCHW, _ = batch(64)
+    moved_NW = (ngf._mover(found, moves_MCHW, 1.0, flip, generator)(x_NCHW) - x_NCHW).sum((1, 2))
+    assert set(moved_NW.argmax(1).tolist()) == places
+    torch.testing.assert_close(moved_NW.sum(1), moved_NW.amax(1))
 
 
 @pytest.mark.parametrize(

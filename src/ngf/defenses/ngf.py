@@ -56,7 +56,7 @@ MILD = 0.25  # share of the first sieve's budget where the second one knows what
 MUCH = 0.5  # left of what leads astray, from which on one search does not show all of it
 ROUNDS = 2  # of the second sieve then
 FAR = 2.0  # times the sure gap, beyond which nothing was found that clean images use
-HALF = 0.5  # of the images moved as was found first, where more was found
+HALF = 0.5  # of the images moved as was found first, where more was found, or as mirrored
 HARD = 0.5  # hard mixtures, as a share of the mixtures that are shown elsewhere
 RANGES = {
     **dict.fromkeys(("views", "moves", "search", "mixed"), (1, math.inf)),
@@ -114,7 +114,8 @@ def purify(
     Args:
         weak, damp, budget: see `ngf.sieve.Sieve`. Where a displacement of the whole image or of
             windows shows a backdoor without doubt that the second sieve filters whatever it costs,
-            the first one that the model keeps has a budget of MILD times that.
+            the first one that the model keeps has a budget of MILD times that or, for windows, of
+            what the second one's lacks, if that is more.
         strong: the copy's `weak`, without a budget.
         warps: largest root mean square of the ways of warps, as shares of the image's side, that
             are searched first, see `ngf.warps`; 0 searches none.
@@ -131,7 +132,9 @@ def purify(
             where nothing is suspected, mixtures show no class and waves were tried; 0 leaves it
             out.
         window: largest root mean square, over the whole image, of the displacements in windows that
-            are searched where nothing is suspected yet, see `ngf.exposure`; 0 searches none.
+            are searched where the whole image shows nothing or little (`ngf.looks.CLEAR`), see
+            `ngf.exposure`; the larger gap counts, and the other as well where it is enough. 0
+            searches none.
         waves: root mean square of the waves that are tried where nothing is suspected still, see
             `ngf.waves`; 0 tries none.
         styles: largest root mean square of the kernels of styles that are searched beside waves,
@@ -144,8 +147,9 @@ def purify(
             gaps count alike.
         moves, radius: how many displacements to the suspected class stand for its backdoor, and
             their largest root mean square, in pixel values of [0, 1]; twice as many where MUCH is
-            left. What was found does itself where it leads to no one class, lies in a window, or
-            is a warp, a wave, a style or one class's.
+            left. What was found does itself where it leads to no one class, or is a warp, a wave, a
+            style or one class's. Where it lies in a window, `moves` at most that `ngf.places` finds
+            there, and where training mirrors images their mirror images.
         reach: images are moved by up to `reach` times such a displacement.
         share: of a batch's images, shown a second time when moved, in the last move; times that
             product.
@@ -221,7 +225,9 @@ def purify(
     if third < 0 and not suspected:
         third = pairs.tells_of()
     if firm and certain and needed and not found.in_part:
-        sieved, strength = first.within(MILD * budget)
+        part = found.left * min(1.0, max(0.0, found.gap / sure_gap))
+        least = max(MILD, 1 - part) if found.windowed else MILD
+        sieved, strength = first.within(least * budget)
         found = looks.seen_in(sieved, found)
     model.load_state_dict(sieved.state_dict())  # tune what was given: a trail of it may be recorded
     part = found.left * min(1.0, max(0.0, found.gap / sure_gap))
@@ -234,7 +240,7 @@ def purify(
             sieved,
             observe(model, x_NCHW, target_NK),
             lambda net: looks.stand_for(against, radius, net),
-            lambda moves: _mover(against, moves, reach, generator),
+            lambda moves: _mover(against, moves, reach, clean.flip, generator),
             firm=firm,
             budget=budget * (part if suspected else doubt),
             needed=needed,
@@ -342,27 +348,40 @@ def _sieve_joined(
     sieve_against_within(model, now, added, weak=SLIGHT, firm=firm, budget=budget, needed=False)
 
 
-def _mover(found: Suspicion, moves_MCHW: Tensor, reach: float, generator: torch.Generator) -> Move:
+def _mover(
+    found: Suspicion, moves_MCHW: Tensor, reach: float, flip: bool, generator: torch.Generator
+) -> Move:
     """Moves each image along one of the displacements, by up to `reach` times its length.
 
-    Half of the images, at random, along what was found beside it, if anything was.
+    Half of the images, at random, along what was found beside it, if anything was. And half of them
+    as their mirror image would be where training mirrors images (`flip`) and it lies in a window: a
+    patch is then learned in two places, of which a window shows one.
     """
 
     def draw(count: int) -> Tensor:
         return torch.rand(count, generator=generator, device=generator.device)
+
+    def half(count: int) -> Tensor:
+        return (draw(count) < HALF)[:, None, None, None]
 
     def move(x_NCHW: Tensor) -> Tensor:
         which_N = (draw(len(x_NCHW)) * len(moves_MCHW)).long()
         length_N = reach * draw(len(x_NCHW))
         return found.displace(x_NCHW, length_N[:, None, None, None] * moves_MCHW[which_N])
 
+    def mirrored(x_NCHW: Tensor) -> Tensor:
+        turned_N111 = half(len(x_NCHW))
+        moved_NCHW = move(x_NCHW.flip(3).where(turned_N111, x_NCHW))
+        return moved_NCHW.flip(3).where(turned_N111, moved_NCHW)
+
+    own = mirrored if flip and found.windowed else move
     if found.beside is None:
-        return move
-    other = _mover(found.beside, found.beside.moves_MCHW, reach, generator)
+        return own
+    other = _mover(found.beside, found.beside.moves_MCHW, reach, flip, generator)
 
     def either(x_NCHW: Tensor) -> Tensor:
-        first_N = draw(len(x_NCHW)) < HALF
-        return move(x_NCHW).where(first_N[:, None, None, None], other(x_NCHW))
+        first_N111 = half(len(x_NCHW))
+        return own(x_NCHW).where(first_N111, other(x_NCHW))
 
     return either
 
