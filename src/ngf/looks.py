@@ -143,7 +143,10 @@ class Looks:
         if made:
             yield _both(made, enough)
         # What follows but for classes: the first search may have missed what is there.
-        yield astray(everywhere(PER), Probability, self.apart)
+        again = astray(everywhere(PER), Probability, self.apart)
+        if window and enough <= again.gap < CLEAR:
+            again = _both([again, astray(windowed, self._sureness, self.apart)], enough)
+        yield again
         if classes and 1 < (count := len(self.y_N.unique())) <= CLASSES:
             yield self._class_by_class(enough, count, classes)
         if styles:

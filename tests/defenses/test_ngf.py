@@ -768,6 +768,14 @@ def test_what_the_whole_image_shows_unclearly_is_looked_for_in_windows_too(
         assert not torch.equal(given["views"][1], given["views"][2])
 
 
+@pytest.mark.parametrize(("gap", "looks"), [(0.4, 3), (0.39, 4)])
+def test_so_it_is_in_the_end(run, suspected, gap, looks):
+    given = suspected(gap=0.0, in_the_end=(gap, 2))
+    notes = run(window=0.1, least_gap=0.1, steps=0).notes
+    assert len(given["looks"]) == looks
+    assert (notes["gap"], notes["suspected_target"]) == (gap, 2)
+
+
 def test_probabilities_judge_the_whole_image_and_margins_the_windows(run, suspected, clean):
     given = suspected(gap=0.1)
     run(window=0.1, least_gap=0.5, steps=0)
