@@ -37,6 +37,19 @@ def test_they_are_as_long_as_the_longest_that_was_found():
     assert places(found_MCHW).radius == pytest.approx(expected)
 
 
+def test_what_was_found_without_a_length_fills_no_window():
+    """As where no gradient comes from a window."""
+    found_MCHW = torch.cat([in_windows(0), torch.zeros(1, 1, SIDE, SIDE)])
+    assert torch.equal(places(found_MCHW).mask_M1HW, places(found_MCHW[:1]).mask_M1HW)
+
+
+def test_where_nothing_has_a_length_it_stays_as_it_is():
+    found = Suspicion(0.5, TARGET, 0.5, torch.zeros(2, 1, SIDE, SIDE), as_found=True, windowed=True)
+    model = Patched(150.0).eval()
+    placed_MCHW = narrowed(found, model, model, draw, moves=4, steps=14, most=COUNT)
+    assert placed_MCHW is found.moves_MCHW
+
+
 class Patched(nn.Module):
     """Named by the brightest of the first pixels, or the target where the corner's are bright."""
 

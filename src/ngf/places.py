@@ -9,7 +9,6 @@ and what draws the sieved model from there stands for the backdoor.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +25,14 @@ def places(found_MCHW: Tensor) -> Search:
     """One displacement for each place in the windows of those that were found.
 
     A place is a sixth of either side; places overlap by half. Their length is that of the longest
-    one that was found.
+    one that was found. One of no length fills no window.
     """
     height, width = found_MCHW.shape[2:]
     tall, wide = (max(1, round(side / PARTS)) for side in (height, width))
     corners = {
         corner
         for window_HW in found_MCHW.abs().sum(1) > 0
+        if window_HW.any()
         for corner in itertools.product(
             _starts(window_HW.any(1), tall), _starts(window_HW.any(0), wide)
         )
@@ -63,6 +63,8 @@ def narrowed(
         found: in windows, and leads to one class. copy: judges, as in `ngf.exposure`. steps, most:
             see `ngf.exposure.suspect`.
     """
+    if not found.moves_MCHW.any():
+        return found.moves_MCHW
     search = places(found.moves_MCHW)
     placed_MCHW = led_to(model, found.target, draw, search, steps=steps, most=most)
     both_MCHW = torch.cat([found.moves_MCHW, placed_MCHW])
@@ -75,9 +77,8 @@ def narrowed(
     return placed_MCHW[best.indices[best.values >= ALIKE * best.values[0]]]
 
 
-def _starts(within_S: Tensor, size: int) -> Iterator[int]:
+def _starts(within_S: Tensor, size: int) -> list[int]:
     """Where places of that size begin, in what is True: at every half of it, and at the end."""
-    first, *_, last = [*within_S.nonzero()[:, 0].tolist()] * 2
-    final = max(first, last + 1 - size)
-    yield from range(first, final, max(1, size // 2))
-    yield final
+    at = within_S.nonzero()[:, 0].tolist()
+    first, last = at[0], max(at[0], at[-1] + 1 - size)
+    return [*range(first, last, max(1, size // 2)), last]
