@@ -234,21 +234,22 @@ def suspect(
     kept_M = stray_M >= stray_M.max() - gap.clamp_min(0) / 2
     taken_K = victim_MK[kept_M].mean(0)
     first, all_taken = int(taken_K.argmax()), taken_K.sum().clamp_min(NEVER)
-    asked = bool(gap >= enough)
-    after_MK = along.strays(Probability(sieved))[0] if asked else before_MK
     found = Suspicion(
         gap=gap.item(),
         target=first if taken_K[first] >= MAJORITY * all_taken else -1,
-        left=_share(after_MK[kept_M], before_MK[kept_M]),
+        left=1.0,
         moves_MCHW=found_MCHW[kept_M],
         displace=displace,
         as_found=search.as_found,
         in_part=search.in_part,
         windowed=search.windowed,
     )
-    if asked and found.windowed:
+    if gap < enough:
+        return found
+    if found.windowed:
         return replace(found, left=left_in(sieved, found, victim, copy, batches))
-    return found
+    (after_MK,) = along.strays(Probability(sieved))
+    return replace(found, left=_share(after_MK[kept_M], before_MK[kept_M]))
 
 
 def left_in(

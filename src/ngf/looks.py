@@ -2,14 +2,14 @@
 
 A bend first, for it shows on no other backdoor that was tried; then a displacement of the whole
 image, beside it windows of it where that is not clear, waves and styles together, each for what
-those before cannot see; then a
-displacement of the whole image once more, one for each class, and in the end styles and windows
-once more. `exposure.py`, `warps.py`, `waves.py` and `styles.py` say how.
+those before cannot see; then a displacement of the whole image once more, one for each class, and
+in the end styles and windows once more. `exposure.py`, `warps.py`, `waves.py` and `styles.py` say
+how, `places.py` what stands for what windows show.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -36,7 +36,7 @@ from ngf.warps import Warps
 from ngf.waves import Shown, strongest
 
 PER = 8  # images of a step under each displacement of the whole image, or each bend
-CLEAR = 0.4  # a gap of the whole image, from which on nobody looks into windows
+CLEAR = 0.4  # a gap of the whole image, or of windows, from which on no more windows are asked
 CLASSES = 64  # more are not searched one by one: that would take longer than all other looks
 LASTING = 0.75  # left of what was found, from which on clean images may use it
 
@@ -129,11 +129,12 @@ class Looks:
         styled = partial(astray, Styles(styles, EACH), self._sureness, self.apart, longer=LONGER)
         if warps:
             yield astray(Warps(warps, PER), self._sureness, self.apart)
-        whole = astray(everywhere(PER), Probability, self.draw)
-        if whole.gap >= max(CLEAR, enough) or not window:
-            yield whole
-        else:
-            yield _both([whole, *self._windowed(astray, windowed, enough)], enough)
+        shown = [astray(everywhere(PER), Probability, self.draw)]
+        if window and shown[-1].gap < max(CLEAR, enough):
+            shown.append(astray(windowed, self._sureness, self.draw))
+            if enough <= shown[-1].gap < CLEAR:
+                shown.append(astray(windowed, self._sureness, self.apart))
+        yield _furthest(shown, enough)
         made = []
         if waves:
             self.rippled = self._waved(waves)
@@ -141,12 +142,12 @@ class Looks:
         if styles:
             made.append(styled())
         if made:
-            yield _both(made, enough)
+            yield _furthest(made, enough)
         # What follows but for classes: the first search may have missed what is there.
-        again = astray(everywhere(PER), Probability, self.apart)
-        if window and enough <= again.gap < CLEAR:
-            again = _both([again, astray(windowed, self._sureness, self.apart)], enough)
-        yield again
+        again = [astray(everywhere(PER), Probability, self.apart)]
+        if window and enough <= again[-1].gap < CLEAR:
+            again.append(astray(windowed, self._sureness, self.apart))
+        yield _furthest(again, enough)
         if classes and 1 < (count := len(self.y_N.unique())) <= CLASSES:
             yield self._class_by_class(enough, count, classes)
         if styles:
@@ -161,15 +162,6 @@ class Looks:
         return suspect(
             *models, draw, wanted, steps=steps, most=self.most, judge=judge, enough=enough
         )
-
-    def _windowed(
-        self, astray: Callable[..., Suspicion], search: Search, enough: float
-    ) -> Iterator[Suspicion]:
-        """What windows show, and once more where that is enough and not clear."""
-        shown = astray(search, self._sureness, self.draw)
-        yield shown
-        if enough <= shown.gap < CLEAR:
-            yield astray(search, self._sureness, self.apart)
 
     def _class_by_class(self, enough: float, count: int, rms: float) -> Suspicion:
         """One of many classes is always led away, as it is by nature: towards its like.
@@ -191,8 +183,8 @@ class Looks:
         return self._sure[net]
 
 
-def _both(made: Sequence[Suspicion], enough: float) -> Suspicion:
-    """Of several kinds the one that leads furthest, beside the next one if that shows enough too.
+def _furthest(made: Sequence[Suspicion], enough: float) -> Suspicion:
+    """The one that leads furthest, beside the next one if there is one that shows enough too.
 
     Ripples open a part of a style's backdoor, and what they open is not all of it. So does what
     the whole image shows of a patch. Their gaps are no one measure; of waves and styles a wave's is

@@ -301,14 +301,13 @@ def suspected(monkeypatch):
             given.update(again=copy.deepcopy((sieved, found, fresh, strict)), judged=list(batches))
             return left if then is None else then
 
-        monkeypatch.setattr("ngf.looks.suspect", suspect)
-        monkeypatch.setattr("ngf.looks.left_in", left_in)
-
         def narrowed(found, model, strict, draw, **options):
             given.update(narrowed=copy.deepcopy((found, model, strict)), limits=options)
             given["parted"] = torch.cat([x_NCHW for x_NCHW, _ in draw(7, 3)])
             return found.moves_MCHW
 
+        monkeypatch.setattr("ngf.looks.suspect", suspect)
+        monkeypatch.setattr("ngf.looks.left_in", left_in)
         monkeypatch.setattr("ngf.looks.led_to", led_to)
         monkeypatch.setattr("ngf.looks.narrowed", narrowed)
         return given
@@ -559,20 +558,24 @@ def first(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("where", "left", "share"),
-    [("everywhere", 0.1, ngf.MILD), ("in_windows", 0.1, 0.9), ("in_windows", 0.76, ngf.MILD)],
+    ("where", "left", "sure_gap", "share"),
+    [
+        ("everywhere", 0.1, 0.8, ngf.MILD),
+        ("in_windows", 0.1, 0.8, 0.9),
+        ("in_windows", 0.76, 0.4, ngf.MILD),
+    ],
 )
 @pytest.mark.parametrize("target", [2, -1])
 @pytest.mark.parametrize("then", [1.0, 0.5])
 def test_what_is_added_and_certain_is_left_to_the_second_sieve(
-    run, suspected, first, second, where, left, share, target, then
+    run, suspected, first, second, where, left, sure_gap, share, target, then
 ):
     """Of what windows show the first sieve keeps what it takes by itself."""
     if where == "everywhere":
         given = suspected(gap=0.8, left=left, target=target, then=then)
     else:
         given = suspected(gap=0.1, left=left, in_windows=(0.8, target), then=then)
-    numbers = {"least_gap": 0.4, "sure_gap": 0.4, "firm": 0.16, "budget": 0.03}
+    numbers = {"least_gap": 0.4, "sure_gap": sure_gap, "firm": 0.16, "budget": 0.03}
     notes = run(**numbers, window=0.03, search=5, steps=0).notes
     assert [budget for budget, *_ in first] == [0.03, pytest.approx(0.03 * share)]
     mild, found, fresh, strict = given["again"]

@@ -225,9 +225,8 @@ def purify(
     if third < 0 and not suspected:
         third = pairs.tells_of()
     if firm and certain and needed and not found.in_part:
-        part = found.left * min(1.0, max(0.0, found.gap / sure_gap))
-        least = max(MILD, 1 - part) if found.windowed else MILD
-        sieved, strength = first.within(least * budget)
+        kept = max(MILD, 1 - found.left) if found.windowed else MILD
+        sieved, strength = first.within(kept * budget)
         found = looks.seen_in(sieved, found)
     model.load_state_dict(sieved.state_dict())  # tune what was given: a trail of it may be recorded
     part = found.left * min(1.0, max(0.0, found.gap / sure_gap))
